@@ -1,0 +1,89 @@
+"""The errors of lazyfs.
+
+    LazyfsError                     never raised itself
+    ├── ImageFormatError            bytes break the format
+    │   ├── TruncatedRecordError    a record passes the end of its bytes
+    │   └── UnsupportedFeatureError a feature that lazyfs does not know
+    ├── VerificationError           not the promised bytes
+    │   ├── DigestMismatchError     a frame, table or blob against its digest
+    │   ├── HashBlockMismatchError  a dm-verity hash block against its parent
+    │   └── DataBlockMismatchError  a data block against its dm-verity leaf
+    ├── SourceUnavailableError      could not fetch; another try may work
+    │   └── DeadlineExceededError   ... within the time allowed
+    ├── PlanError                   manifest and annotations do not make an image
+    ├── MountError                  the mount could not be set up or taken down
+    ├── ConversionError             the input cannot be converted
+    └── NoSuchEntryError, NotADirectoryNodeError, NotASymlinkNodeError,
+        NotAFileNodeError           ordinary answers of a file system
+
+A message says what, where (layer, device, byte offset), what was wanted and what was found;
+never a credential or a signed URL. Bugs are ``AssertionError`` or whatever Python raises.
+"""
+
+
+class LazyfsError(Exception):
+    """Base of every error that lazyfs raises on purpose."""
+
+
+class ImageFormatError(LazyfsError):
+    """The bytes break the on-disk format."""
+
+
+class TruncatedRecordError(ImageFormatError):
+    """A record passes the end of the bytes that should hold it."""
+
+
+class UnsupportedFeatureError(ImageFormatError):
+    """The image needs a feature that lazyfs does not have."""
+
+
+class VerificationError(LazyfsError):
+    """The bytes are not those that the digest promises."""
+
+
+class DigestMismatchError(VerificationError):
+    """A chunk frame, chunk table or blob does not have its digest."""
+
+
+class HashBlockMismatchError(VerificationError):
+    """A dm-verity hash block does not have the digest that its parent gives."""
+
+
+class DataBlockMismatchError(VerificationError):
+    """A data block does not have the digest that its dm-verity leaf gives."""
+
+
+class SourceUnavailableError(LazyfsError):
+    """The bytes could not be fetched; another try may work."""
+
+
+class DeadlineExceededError(SourceUnavailableError):
+    """The bytes did not come within the time that the user allowed."""
+
+
+class PlanError(LazyfsError):
+    """Manifest, configuration and annotations do not add up to a mountable image."""
+
+
+class MountError(LazyfsError):
+    """A mount could not be set up or taken down."""
+
+
+class ConversionError(LazyfsError):
+    """The input cannot be converted."""
+
+
+class NoSuchEntryError(LazyfsError):
+    """The directory has no entry of that name."""
+
+
+class NotADirectoryNodeError(LazyfsError):
+    """A directory operation on something else."""
+
+
+class NotASymlinkNodeError(LazyfsError):
+    """A readlink on something else."""
+
+
+class NotAFileNodeError(LazyfsError):
+    """A read on something without file data."""

@@ -1,0 +1,119 @@
+"""What the drivers promise each other.
+
+Trust is in the types: ``BlobSource.fetch`` gives UNVERIFIED bytes, ``VerifiedReader.read``
+gives bytes that were proven. Only ``lazyfs.layer`` turns the first into the second.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from lazyfs.model import Attributes, ByteRange, DirectoryEntry, NodeId
+
+
+class BlobSource(Protocol):
+    """One blob somewhere else, as random access to unverified bytes."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the blob, as its descriptor promises."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """Where the bytes come from, for a log line: a host name or a path."""
+        ...
+
+    async def fetch(self, where: ByteRange) -> bytes:
+        """Return exactly ``where.length`` UNVERIFIED bytes.
+
+        Raises:
+            SourceUnavailableError: no answer, a wrong one, or a short one.
+
+        Cancelled: nothing is kept.
+        """
+        ...
+
+    def stream(self, where: ByteRange) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open ``where`` as a stream of UNVERIFIED pieces that add up to ``where.length`` bytes.
+
+        Raises:
+            SourceUnavailableError: on opening or while reading.
+        """
+        ...
+
+
+class VerifiedReader(Protocol):
+    """Random access to the verified bytes of one device of an image."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the device in bytes."""
+        ...
+
+    def read_nowait(self, offset: int, length: int) -> bytes | None:
+        """The bytes if they are at hand in memory, else None; never blocks."""
+        ...
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` VERIFIED bytes at ``offset``.
+
+        Raises:
+            TruncatedRecordError: the range passes the end of the device.
+            VerificationError: the bytes are not those that were promised.
+            SourceUnavailableError: the bytes could not be had in time.
+
+        Cancelled: a fetch that was begun goes on for other readers.
+        """
+        ...
+
+
+class ImageTree(Protocol):
+    """A read-only tree of files, as FUSE serves it.
+
+    Node ids are opaque, stable for the life of the image (also over a restart of the
+    daemon), and the root is ``ROOT_NODE``. Every method raises ``ImageFormatError``,
+    ``VerificationError`` or ``SourceUnavailableError`` where the image or the network fails.
+    """
+
+    async def lookup(self, parent: NodeId, name: bytes) -> NodeId:
+        """The object that ``name`` means in a directory.
+
+        Raises:
+            NoSuchEntryError, NotADirectoryNodeError.
+        """
+        ...
+
+    async def attributes(self, node: NodeId) -> Attributes:
+        """What ``stat`` shows."""
+        ...
+
+    async def entries(self, directory: NodeId, start: int) -> Sequence[DirectoryEntry]:
+        """Some entries from position ``start`` (0: the first); none at the end.
+
+        ``.`` and ``..`` are not among them.
+
+        Raises:
+            NotADirectoryNodeError.
+        """
+        ...
+
+    async def read(self, node: NodeId, offset: int, length: int) -> bytes:
+        """File data; short only at the end of the file.
+
+        Raises:
+            NotAFileNodeError.
+        """
+        ...
+
+    async def link_target(self, node: NodeId) -> bytes:
+        """Target of a symbolic link.
+
+        Raises:
+            NotASymlinkNodeError.
+        """
+        ...
+
+    async def xattrs(self, node: NodeId) -> Mapping[bytes, bytes]:
+        """All extended attributes by full name, such as ``b"user.x"``."""
+        ...
