@@ -1,0 +1,102 @@
+"""What a user can choose about a mount, and what the daemon wants of an opened image.
+
+The options cross from the ``lazyfs mount`` command to the daemon as JSON on its command
+line; unknown or missing keys there are a bug, since both sides are the same program.
+"""
+
+import dataclasses
+import enum
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import platformdirs
+
+from lazyfs.interfaces import ImageTree
+
+DEFAULT_CACHE_SIZE_BYTES = 10 << 30
+DEFAULT_TIMEOUT_S = 30.0
+PREFETCH_CHOICES = ("none", "all")
+
+
+class VerifyMode(enum.Enum):
+    """When bytes are proven."""
+
+    ALWAYS = "always"
+    """On arrival, and every block again when it is read back from the cache."""
+    FETCH = "fetch"
+    """On arrival only: the cache on disk is trusted."""
+    OFF = "off"
+    """Never."""
+
+
+def default_cache_dir() -> Path:
+    """Where chunks are kept: ``/var/cache/lazyfs`` for root, the user's cache folder otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/lazyfs")
+    return platformdirs.user_cache_path("lazyfs")
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """The choices for one mount."""
+
+    cache_dir: Path = dataclasses.field(default_factory=default_cache_dir)
+    cache_size_bytes: int | None = DEFAULT_CACHE_SIZE_BYTES
+    """Limit of the store in ``cache_dir``; None: no limit."""
+    verify: VerifyMode = VerifyMode.ALWAYS
+    platform: str | None = None
+    """``OS/ARCH[/VARIANT]``; None: this machine's."""
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    """How long one file system request, or opening the image, may wait; 0: for ever."""
+    prefetch: str = "none"
+    """``none``, or ``all``: fetch the whole image in the background."""
+    plain_http: bool = False
+    """Speak HTTP without TLS to any registry, not only to loopback names."""
+    allow_other: bool = False
+    """Let other users into the mount (root's mounts always do)."""
+    suid: bool = False
+    """Honour set-user-ID bits in the image."""
+    dev: bool = False
+    """Honour device nodes in the image."""
+
+    def to_json(self) -> str:
+        """One line that ``from_json`` reads."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return json.dumps(
+            values | {"cache_dir": os.fspath(self.cache_dir), "verify": self.verify.value}
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "MountOptions":
+        """The options that ``to_json`` wrote.
+
+        Raises:
+            TypeError, ValueError, KeyError: another program wrote it.
+        """
+        values = json.loads(text)
+        return cls(
+            **values
+            | {"cache_dir": Path(values["cache_dir"]), "verify": VerifyMode(values["verify"])}
+        )
+
+
+class MountedImage(Protocol):
+    """An opened image: the tree to serve and what is known about it."""
+
+    @property
+    def tree(self) -> ImageTree:
+        """What FUSE serves."""
+        ...
+
+    def status(self) -> dict[str, object]:
+        """What ``lazyfs status`` shows, ready for JSON; never blocks."""
+        ...
+
+
+ImageOpener: TypeAlias = Callable[[str, MountOptions], AbstractAsyncContextManager[MountedImage]]
+"""Opens the image of a name; ``lazyfs.mount.assemble.open_image`` is the one of the program."""
