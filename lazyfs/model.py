@@ -1,5 +1,6 @@
 """Values that several parts of lazyfs share; frozen, without behaviour beyond arithmetic."""
 
+import enum
 from dataclasses import dataclass
 from typing import NamedTuple, NewType
 
@@ -10,6 +11,17 @@ NodeId = NewType("NodeId", int)
 """What FUSE calls an inode number: names one object of a mounted tree; the root is 1."""
 
 ROOT_NODE = NodeId(1)
+
+
+class VerifyMode(enum.Enum):
+    """When bytes are proven."""
+
+    ALWAYS = "always"
+    """On arrival, and every block again when it is read back from the cache."""
+    FETCH = "fetch"
+    """On arrival only: the cache on disk is trusted."""
+    OFF = "off"
+    """Never."""
 
 
 class ByteRange(NamedTuple):

@@ -5,7 +5,6 @@ line; unknown or missing keys there are a bug, since both sides are the same pro
 """
 
 import dataclasses
-import enum
 import json
 import os
 from collections.abc import Callable
@@ -17,21 +16,11 @@ from typing import Protocol, TypeAlias
 import platformdirs
 
 from lazyfs.interfaces import ImageTree
+from lazyfs.model import VerifyMode
 
 DEFAULT_CACHE_SIZE_BYTES = 10 << 30
 DEFAULT_TIMEOUT_S = 30.0
 PREFETCH_CHOICES = ("none", "all")
-
-
-class VerifyMode(enum.Enum):
-    """When bytes are proven."""
-
-    ALWAYS = "always"
-    """On arrival, and every block again when it is read back from the cache."""
-    FETCH = "fetch"
-    """On arrival only: the cache on disk is trusted."""
-    OFF = "off"
-    """Never."""
 
 
 def default_cache_dir() -> Path:
