@@ -1,0 +1,122 @@
+"""What registries, layout folders and archives have in common.
+
+A source gives one image (or index), a destination takes one. Content is named by descriptors.
+Every method raises ``RegistryError`` subclasses and nothing else for what the world does wrong:
+``NotFoundError``, ``DeniedError``, ``TransportError``, ``ContentError``.
+Every async method may be cancelled; what was begun is given up and leaves nothing half done.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from registry.credentials import Credentials
+from registry.manifest import Descriptor
+
+DEFAULT_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach a registry."""
+
+    plain_http: bool = False
+    """Speak HTTP without TLS, also to hosts that are not this machine."""
+    timeout_s: float = DEFAULT_TIMEOUT_S
+    """Seconds for a connection, for the first byte of an answer, for each stall; 0: for ever."""
+    user_agent: str = "lazyfs"
+    credentials: Credentials | None = None
+    """Used instead of what the credential files say."""
+
+
+class BlobReader(Protocol):
+    """Random access to one blob; its bytes are UNVERIFIED."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the blob, as its descriptor promises."""
+        ...
+
+    @property
+    def origin(self) -> str:
+        """Where the bytes come from, for a log line: ``host[:port]`` or a path."""
+        ...
+
+    async def fetch(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` UNVERIFIED bytes from ``offset`` (both in bytes).
+
+        Raises:
+            RegistryError: they could not be had, or the range passes the end of the blob.
+        """
+        ...
+
+    def stream(self, offset: int, length: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The same as UNVERIFIED pieces that add up to ``length`` bytes.
+
+        Raises:
+            RegistryError: on opening or while reading.
+        """
+        ...
+
+
+class ImageSource(Protocol):
+    """One image that can be read."""
+
+    @property
+    def name(self) -> str:
+        """Canonical name, for people."""
+        ...
+
+    async def resolve(self) -> Descriptor:
+        """What the name means now: the descriptor of an index or a manifest."""
+        ...
+
+    async def fetch_manifest(self, descriptor: Descriptor) -> bytes:
+        """The raw bytes of a manifest or index, checked; at most ``MANIFEST_LIMIT_BYTES``."""
+        ...
+
+    async def fetch_content(self, descriptor: Descriptor, limit_bytes: int) -> bytes:
+        """A small blob such as a configuration, checked; at most ``limit_bytes``."""
+        ...
+
+    async def open_blob(self, descriptor: Descriptor) -> BlobReader:
+        """Random access to a blob, for as long as the source is open."""
+        ...
+
+
+class ImageDestination(Protocol):
+    """Where one image can be written."""
+
+    @property
+    def name(self) -> str:
+        """Canonical name, for people."""
+        ...
+
+    async def has_blob(self, descriptor: Descriptor) -> bool:
+        """Whether the blob is there already."""
+        ...
+
+    async def mount_blob(self, descriptor: Descriptor, source: ImageSource) -> bool:
+        """Take the blob from ``source`` without moving its bytes; False when that cannot be."""
+        ...
+
+    async def push_blob(
+        self, descriptor: Descriptor, data: Callable[[], AsyncIterable[bytes]]
+    ) -> None:
+        """Write a blob, unless it is there.
+
+        ``data`` gives the bytes from the first one on, and may be called again for another try.
+
+        Raises:
+            ContentError: ``data`` gave other bytes than the descriptor promises.
+        """
+        ...
+
+    async def push_manifest(self, raw: bytes, descriptor: Descriptor) -> None:
+        """Write a manifest or index under its digest; what it names must be there before."""
+        ...
+
+    async def tag(self, descriptor: Descriptor, raw: bytes) -> None:
+        """Write a manifest or index and give it the name of this destination."""
+        ...
