@@ -1,0 +1,265 @@
+"""FUSE requests answered from an ``ImageTree``.
+
+An exception other than ``FUSEError`` that leaves a handler ends the mount, and a reader
+whose request is never answered cannot be killed. So every handler runs inside ``_answered``,
+which has a deadline and lets nothing but ``FUSEError`` out.
+
+Nothing is kept per open file or looked-up name: a file handle is the node's id, and
+"forget" needs no answer.
+"""
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
+
+import pyfuse3
+import trio
+
+from lazyfs.errors import ImageFormatError, LazyfsError, NoSuchEntryError
+from lazyfs.fuse.attributes import absent_entry, bare_entry, entry_attributes
+from lazyfs.fuse.counters import Counters
+from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, errno_of, first_cause
+from lazyfs.fuse.failures import FailureLog
+from lazyfs.interfaces import ImageTree
+from lazyfs.model import DirectoryEntry, NodeId
+
+DEADLINE_SLACK_S = 2.0
+"""The tree ends its own waits in time and knows better what to say; this is the back stop."""
+
+LISTING_SHARE = 0.5
+"""Part of its deadline after which a listing hands out what it has."""
+
+BLOCK_SIZE_BYTES = 4096
+NAME_MAX = 255
+
+POSITION_AFTER_DOT = 1
+POSITION_AFTER_DOTDOT = 2
+"""Positions of a listing: 0, these two for "." and "..", then the tree's own plus 2."""
+
+UNKNOWN_INODE = 0xFFFF_FFFF
+"""For "..", whose number only the kernel knows (``FUSE_UNKNOWN_INO`` in libfuse)."""
+
+log = logging.getLogger(__name__)
+
+_Arguments = ParamSpec("_Arguments")
+_Answer = TypeVar("_Answer")
+_Handler = Callable[
+    Concatenate["ImageOperations", int, _Arguments], Coroutine[object, object, _Answer]
+]
+
+
+def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _Answer]:
+    """Give a handler its deadline, its counter and its last line of defence."""
+    operation = method.__name__
+
+    @functools.wraps(method)
+    async def handler(
+        self: "ImageOperations",
+        node: int,
+        /,
+        *args: _Arguments.args,
+        **kwargs: _Arguments.kwargs,
+    ) -> _Answer:
+        self.counters.operations[operation] += 1
+        self.counters.in_flight += 1
+        try:
+            with trio.move_on_after(self.deadline_s):
+                return await method(self, node, *args, **kwargs)
+            failure: Exception = LazyfsError(f"no answer within {self.deadline_s:g} s")
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as error:  # noqa: BLE001 - one that got out would end the mount
+            failure = first_cause(error)
+        finally:
+            self.counters.in_flight -= 1
+        raise self.answer_to(operation, NodeId(node), failure) from failure
+
+    return handler
+
+
+class ImageOperations(pyfuse3.Operations):
+    """Serves one tree, read-only."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = True  # the kernel then obeys the image's ACLs, as with its own file systems
+
+    def __init__(self, tree: ImageTree, timeout_s: float, size_bytes: int) -> None:
+        """Serve ``tree``.
+
+        Args:
+            tree: what to serve.
+            timeout_s: how long a request may wait; 0: for ever.
+            size_bytes: what ``statfs`` gives as the size of the file system.
+        """
+        super().__init__()
+        self.counters = Counters()
+        self.deadline_s = timeout_s + DEADLINE_SLACK_S if timeout_s else float("inf")
+        self.usable = trio.Event()
+        """Set when the kernel and we have agreed on the protocol."""
+        self._tree = tree
+        self._size_bytes = size_bytes
+        self._failures = FailureLog()
+
+    def init(self) -> None:
+        """Called once, before the first request."""
+        self.usable.set()
+
+    def answer_to(self, operation: str, node: NodeId, error: Exception) -> pyfuse3.FUSEError:
+        """What a reader gets for ``error``; it is logged and counted, unless it is ordinary."""
+        if isinstance(error, pyfuse3.FUSEError):
+            return error
+        number = errno_of(error)
+        if isinstance(error, ORDINARY_ANSWERS):
+            return pyfuse3.FUSEError(number)
+        name = errno.errorcode.get(number, str(number))
+        self.counters.failures[name] += 1
+        what = f"{type(error).__name__}: {error}"
+        swallowed = self._failures.admit(f"{operation} {what}", trio.current_time())
+        if swallowed is not None:
+            more = f" ({swallowed} more like it since)" if swallowed else ""
+            bug = None if isinstance(error, LazyfsError | OSError) else error
+            message = "%s of node %d failed with %s: %s%s"
+            log.error(message, operation, node, name, what, more, exc_info=bug)
+        return pyfuse3.FUSEError(number)
+
+    @_answered
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """Find a name; that it is not there is also an answer to keep."""
+        try:
+            node = await self._tree.lookup(NodeId(parent_inode), name)
+        except NoSuchEntryError:
+            return absent_entry()
+        return entry_attributes(node, await self._tree.attributes(node))
+
+    @_answered
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """Give the attributes of a node."""
+        node = NodeId(inode)
+        return entry_attributes(node, await self._tree.attributes(node))
+
+    @_answered
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        """Give the target of a symbolic link."""
+        return bytes(await self._tree.link_target(NodeId(inode)))
+
+    @_answered
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """Open for reading; pages that the kernel has stay good."""
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+
+    @_answered
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Give file data; short only at the end of the file."""
+        data = await self._tree.read(NodeId(fh), off, size)
+        self.counters.read_bytes += len(data)
+        return data
+
+    @_answered
+    async def flush(self, fh: int) -> None:
+        """Nothing to flush: after the first ENOSYS the kernel asks no more."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    @_answered
+    async def release(self, fh: int) -> None:
+        """Nothing is kept for an open file."""
+
+    @_answered
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        """Open for listing."""
+        return inode
+
+    @_answered
+    async def releasedir(self, fh: int) -> None:
+        """Nothing is kept for an open directory."""
+
+    @_answered
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Fill the kernel's buffer with names and attributes from a position on."""
+        directory = NodeId(fh)
+        position = start_id
+        if position < POSITION_AFTER_DOT:
+            dot = bare_entry(directory, stat.S_IFDIR)
+            if not pyfuse3.readdir_reply(token, b".", dot, POSITION_AFTER_DOT):
+                return
+            position = POSITION_AFTER_DOT
+        if position < POSITION_AFTER_DOTDOT:
+            dotdot = bare_entry(NodeId(UNKNOWN_INODE), stat.S_IFDIR)
+            if not pyfuse3.readdir_reply(token, b"..", dotdot, POSITION_AFTER_DOTDOT):
+                return
+            position = POSITION_AFTER_DOTDOT
+        await self._list(directory, position - POSITION_AFTER_DOTDOT, token)
+
+    async def _list(self, directory: NodeId, start: int, token: pyfuse3.ReaddirToken) -> None:
+        """Put entries from the tree's position ``start`` into the kernel's buffer.
+
+        Once an entry is in, neither an error nor lack of time loses it: the listing stops
+        there, and the next request meets the trouble as its first entry.
+        """
+        in_time = trio.current_time() + self.deadline_s * LISTING_SHARE
+        listed = False
+        while True:
+            try:
+                with trio.move_on_at(in_time if listed else float("inf")) as patience:
+                    entries = await self._tree.entries(directory, start)
+                if patience.cancelled_caught or not entries:
+                    return
+                for entry in entries:
+                    with trio.move_on_at(in_time if listed else float("inf")) as patience:
+                        shown = await self._listed_attributes(entry)
+                    if patience.cancelled_caught:
+                        return
+                    position = entry.next_position + POSITION_AFTER_DOTDOT
+                    if not pyfuse3.readdir_reply(token, bytes(entry.name), shown, position):
+                        return
+                    listed = True
+                    start = entry.next_position
+            except Exception:
+                if listed:
+                    return
+                raise
+
+    async def _listed_attributes(self, entry: DirectoryEntry) -> pyfuse3.EntryAttributes:
+        """What a listing tells the kernel about an entry; a broken inode costs only itself.
+
+        Only an error of the image itself gives a stand-in. After any other the kernel may
+        know the inode already, and a stand-in would empty a file that is in use.
+        """
+        try:
+            return entry_attributes(entry.node, await self._tree.attributes(entry.node))
+        except (ImageFormatError, OverflowError):
+            return bare_entry(entry.node, entry.file_type)
+
+    @_answered
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """Give one extended attribute."""
+        xattrs = await self._tree.xattrs(NodeId(inode))
+        if name not in xattrs:
+            raise pyfuse3.FUSEError(errno.ENODATA)
+        return bytes(xattrs[name])
+
+    @_answered
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        """Give the names of the extended attributes."""
+        return [bytes(name) for name in await self._tree.xattrs(NodeId(inode))]
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """Give the size of the file system, which is full."""
+        self.counters.operations["statfs"] += 1
+        figures = pyfuse3.StatvfsData()
+        figures.f_bsize = BLOCK_SIZE_BYTES
+        figures.f_frsize = BLOCK_SIZE_BYTES
+        figures.f_blocks = -(-self._size_bytes // BLOCK_SIZE_BYTES)
+        figures.f_namemax = NAME_MAX
+        return figures
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Nothing is kept for a name that the kernel knows."""

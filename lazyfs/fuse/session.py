@@ -1,0 +1,109 @@
+"""Mounting, serving and unmounting with pyfuse3, which allows one mount per process.
+
+The process that serves a mount must never touch it: it would wait for itself.
+"""
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+import pyfuse3
+
+from lazyfs.errors import MountError
+from lazyfs.fuse.operations import ImageOperations
+
+GRACE_S = 2.0
+"""How long requests may still be answered once the end was asked for."""
+
+WAKE_UP_S = 1.0
+
+FSNAME_MAX = 200
+
+
+def mount_options(image: str, *, allow_other: bool, suid: bool, dev: bool) -> set[str]:
+    """Options for the mount, in libfuse's words.
+
+    The image's name is shown in ``/proc/self/mountinfo``; libfuse takes neither commas
+    nor backslashes nor other than ASCII there.
+    """
+    name = re.sub(r"[^\x21-\x7e]|[,\\]", "_", image)[:FSNAME_MAX]
+    options = {f"fsname=lazyfs:{name}", "subtype=lazyfs", "ro", "default_permissions"}
+    chosen = {"allow_other": allow_other, "suid": suid, "dev": dev}
+    return options | {option for option, wanted in chosen.items() if wanted}
+
+
+@contextlib.contextmanager
+def mounted(operations: ImageOperations, mountpoint: str, options: set[str]) -> Iterator[None]:
+    """Mount on ``mountpoint``, and make sure that it is unmounted in the end.
+
+    On leaving, requests that are not answered yet fail with ``ECONNABORTED``; who still
+    has a file open gets ``ENOTCONN``. It never waits for them.
+
+    Raises:
+        MountError: the mount could not be made; with the reason that libfuse prints.
+    """
+    with _captured_stderr() as said:
+        try:
+            pyfuse3.init(operations, mountpoint, options)
+        except RuntimeError as error:
+            reason = said().strip().replace("\n", "; ") or str(error)
+            raise MountError(f"cannot mount on {mountpoint}: {reason}") from error
+    try:
+        yield
+    finally:
+        pyfuse3.close(unmount=True)
+
+
+async def serve() -> None:
+    """Answer requests until the file system is unmounted or the caller cancels.
+
+    Cancelled: the mount still has to be taken down, which leaving ``mounted`` does.
+    """
+    with _interrupted_reads():
+        await pyfuse3.main()
+
+
+def stop_serving() -> None:
+    """Let ``serve`` return once the requests in hand are answered."""
+    pyfuse3.terminate()
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Callable[[], str]]:
+    """Catch what C code writes to standard error meanwhile; it is the only reason we get."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as caught:
+        os.dup2(caught.fileno(), 2)
+
+        def said() -> str:
+            caught.seek(0)
+            return caught.read(4096).decode(errors="replace")
+
+        try:
+            yield said
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+@contextlib.contextmanager
+def _interrupted_reads() -> Iterator[None]:
+    """Interrupt system calls of the main thread once a second.
+
+    pyfuse3 waits until the FUSE device is readable and then reads it, blocking, with the
+    whole process at a stop. If the one request that was there is withdrawn in between (its
+    process was killed), that read waits for the next request, and meanwhile no other request,
+    however old, goes on. The interruption makes pyfuse3 wait for readability again.
+    """
+    previous = signal.signal(signal.SIGALRM, lambda _number, _frame: None)
+    signal.setitimer(signal.ITIMER_REAL, WAKE_UP_S, WAKE_UP_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
