@@ -1,0 +1,338 @@
+"""The chunk files of a store: reading, writing, removing and counting them. Blocks; any thread.
+
+A chunk is a plain file that appears by ``rename`` when it is whole. Nothing is synced: after a
+power cut a chunk may be short, which a read notices, or hold zeros, which the reader's own
+verification notices.
+
+Names come and go only under the ledger's lock; data is written outside it. A chunk being written
+is a file in ``tmp/`` whose name tells what was charged for it and which its writer keeps locked;
+unlocked, its writer died, and whoever scans next removes it. Reading takes no lock of the store:
+a reader opens the file and shares a lock on it, for which the evictor passes it over; if the
+evictor was quicker, the reader still reads the removed file.
+
+Last use is the file's modification time, stamped at most once a minute; between stamps a process
+remembers its own uses, so that what it evicts is exactly what it used last.
+"""
+
+import os
+import secrets
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from cache.counters import StoreCounters
+from cache.errors import (
+    CacheError,
+    CacheOpenError,
+    CacheWriteError,
+    ChunkTooLargeError,
+    StoreFullError,
+)
+from cache.eviction import StoredChunk, charged_bytes, evict, eviction_target_bytes
+from cache.folder import CHUNKS_NAME, LOCKS_NAME, TEMPORARY_NAME, make_folder, open_folder
+from cache.ledger import Account, Ledger
+from cache.locks import LockFile, try_lock
+from cache.recency import RecentUses
+from cache.store import StoreStatistics
+
+STAMP_INTERVAL_NS: Final = 60 * 1_000_000_000
+
+_READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_READ_CHUNK: Final = _READ | os.O_NOATIME
+_CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+class ChunkFiles:
+    """One open store folder. Names are paths below ``chunks/``, made by ``ChunkKey``."""
+
+    def __init__(self, root: int, path: Path, limit_bytes: int | None) -> None:
+        """Take over the descriptor ``root``; use ``ChunkFiles.open``."""
+        self.locks_path = path / LOCKS_NAME
+        self._root = root
+        self._path = path
+        self._limit_bytes = limit_bytes
+        self._ledger = Ledger(root, self._count)
+        self._uses = RecentUses()
+        self._counters = StoreCounters()
+        self._counting = threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path, limit_bytes: int | None) -> "ChunkFiles":
+        """Open the store in ``path``, clean up after killed processes and keep to the limit.
+
+        Raises:
+            CacheOpenError: the folder cannot serve as a store, or the disk failed.
+        """
+        files = cls(open_folder(path), path, limit_bytes)
+        try:
+            with files._ledger.locked() as account:
+                files._sweep_temporary(account)
+                files._make_room(account, 0)
+            files._sweep_locks()
+        except OSError as error:
+            files.close()
+            raise CacheOpenError(f"cache folder {path}: {error}") from error
+        return files
+
+    def close(self) -> None:
+        """Let go of the folder; nothing may be in progress. A second call does nothing."""
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
+
+    def read(self, name: str, offset: int, length: int) -> bytes | None:
+        """Exactly ``length`` bytes at ``offset``, or None: absent, shorter or unreadable."""
+        data = None
+        try:
+            descriptor = os.open(f"{CHUNKS_NAME}/{name}", _READ_CHUNK, dir_fd=self._root)
+            try:
+                try_lock(descriptor, shared=True)  # if not: it is being evicted, yet readable
+                found = os.fstat(descriptor)
+                if offset + length <= found.st_size:  # else a huge length would be allocated
+                    data = os.pread(descriptor, length, offset)
+                    self._note_use(name, descriptor, found.st_mtime_ns)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            self._add(errors=1)
+        if data is None or len(data) != length:
+            self._counters.misses += 1
+            return None
+        self._counters.hits += 1
+        self._counters.bytes_read += length
+        return data
+
+    def contains(self, name: str) -> bool:
+        """Whether there is a file of that name that is not empty."""
+        return self._size(f"{CHUNKS_NAME}/{name}") > 0
+
+    def put(self, name: str, data: bytes) -> None:
+        """Store a chunk whole or not at all.
+
+        A file of the same name and size is left alone, one of another size is replaced (torn by a
+        power cut). An empty chunk is not stored: an empty file is what a power cut leaves.
+
+        Raises:
+            CacheWriteError.
+        """
+        charge = charged_bytes(len(data))
+        target = f"{CHUNKS_NAME}/{name}"
+        with self._write_errors(f"cannot store chunk {name}"):
+            if self._limit_bytes is not None and charge > self._limit_bytes:
+                raise ChunkTooLargeError(
+                    f"chunk {name} has {len(data)} bytes, the store may hold {self._limit_bytes}"
+                )
+            if not data or self._size(target) == len(data):
+                return
+            with self._ledger.locked() as account:
+                self._make_room(account, charge)
+                descriptor, temporary = self._create_temporary(charge)
+                account.used_bytes += charge
+            try:
+                _write_all(descriptor, data)
+                with self._ledger.locked() as account:
+                    self._rename(temporary, target, account)
+            except BaseException:
+                # Unlocked and still named, it is what a killed writer leaves behind.
+                os.close(descriptor)
+                with self._ledger.locked() as account:
+                    self._sweep_temporary(account)
+                raise
+            os.close(descriptor)
+        self._uses.note(name, time.time_ns())
+        self._add(puts=1, bytes_written=len(data))
+
+    def discard(self, name: str) -> None:
+        """Remove a chunk, if it is there.
+
+        Raises:
+            CacheWriteError: it may still be there.
+        """
+        target = f"{CHUNKS_NAME}/{name}"
+        with self._write_errors(f"cannot remove chunk {name}"), self._ledger.locked() as account:
+            size = self._size(target)
+            try:
+                os.unlink(target, dir_fd=self._root)
+            except FileNotFoundError:
+                return
+            account.used_bytes -= charged_bytes(max(0, size))
+        self._add(discards=1)
+
+    def statistics(self) -> StoreStatistics:
+        """Counters since the store was opened."""
+        return self._counters.snapshot()
+
+    def usage_bytes(self) -> int:
+        """What is charged against the limit now, by all processes."""
+        return self._ledger.used_bytes()
+
+    # Reading and counting
+
+    def _note_use(self, name: str, descriptor: int, stamp_ns: int) -> None:
+        now_ns = time.time_ns()
+        self._uses.note(name, now_ns)
+        if not 0 <= now_ns - stamp_ns < STAMP_INTERVAL_NS:
+            try:
+                os.utime(descriptor, ns=(now_ns, now_ns))
+            except OSError:  # a read-only disk, perhaps: the chunk is good all the same
+                self._add(errors=1)
+
+    def _size(self, path: str) -> int:
+        """Size of a file in bytes, -1 if there is none."""
+        try:
+            found = os.stat(path, dir_fd=self._root, follow_symlinks=False)
+        except OSError:
+            return -1
+        return found.st_size if stat.S_ISREG(found.st_mode) else -1
+
+    def _add(self, **increments: int) -> None:
+        """Count what may happen in any thread."""
+        with self._counting:
+            for name, increment in increments.items():
+                setattr(self._counters, name, getattr(self._counters, name) + increment)
+
+    @contextmanager
+    def _write_errors(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._add(errors=1)
+            raise CacheWriteError(f"{what}: {error}") from error
+        except CacheError:
+            self._add(errors=1)
+            raise
+
+    # Under the ledger's lock
+
+    def _count(self) -> int:
+        """What all files are charged, found by looking at each."""
+        account = Account(0)
+        self._take_stock(account)
+        return account.used_bytes
+
+    def _take_stock(self, account: Account) -> list[StoredChunk]:
+        """Count the files anew; the chunks among them."""
+        self._sweep_temporary(account)
+        chunks = list(self._scan())
+        writing = sum(_charge_in_name(name) for name in self._names(TEMPORARY_NAME))
+        account.used_bytes = writing + sum(chunk.charged_bytes for chunk in chunks)
+        return chunks
+
+    def _make_room(self, account: Account, charge: int) -> None:
+        """Evict until ``charge`` more bytes keep to the limit.
+
+        Raises:
+            StoreFullError: what is left is in use or being written.
+        """
+        limit_bytes = self._limit_bytes
+        if limit_bytes is None or account.used_bytes + charge <= limit_bytes:
+            return
+        chunks = self._take_stock(account)
+        target = eviction_target_bytes(limit_bytes, charge, len(chunks))
+
+        def remove(chunk: StoredChunk) -> bool:
+            if not self._remove_unused(f"{CHUNKS_NAME}/{chunk.name}"):
+                return False
+            account.used_bytes -= chunk.charged_bytes
+            self._add(evictions=1, bytes_evicted=chunk.charged_bytes)
+            return True
+
+        evict(chunks, account.used_bytes - target, remove)
+        if charge and account.used_bytes + charge > limit_bytes:
+            raise StoreFullError(
+                f"the store holds {account.used_bytes} of {limit_bytes} bytes, all in use"
+            )
+
+    def _create_temporary(self, charge: int) -> tuple[int, str]:
+        """A locked new file in ``tmp/``: its descriptor and path."""
+        path = f"{TEMPORARY_NAME}/{secrets.token_hex(12)}.{charge}"
+        descriptor = os.open(path, _CREATE, 0o600, dir_fd=self._root)
+        if not try_lock(descriptor):
+            raise AssertionError(f"{path}: locked by others, who cannot know it")
+        return descriptor, path
+
+    def _rename(self, temporary: str, target: str, account: Account) -> None:
+        """Give a whole chunk its name; what it replaces is not charged any more."""
+        replaced = self._size(target)
+        try:
+            os.rename(temporary, target, src_dir_fd=self._root, dst_dir_fd=self._root)
+        except FileNotFoundError:
+            parts = target.split("/")[:-1]
+            for end in range(1, len(parts) + 1):
+                make_folder("/".join(parts[:end]), self._root)
+            os.rename(temporary, target, src_dir_fd=self._root, dst_dir_fd=self._root)
+        account.used_bytes -= charged_bytes(max(0, replaced))
+
+    def _scan(self) -> Iterator[StoredChunk]:
+        """Every chunk file, by algorithm and first digits."""
+        for algorithm in self._names(CHUNKS_NAME):
+            for digits in self._names(f"{CHUNKS_NAME}/{algorithm}"):
+                yield from self._scan_folder(f"{algorithm}/{digits}")
+
+    def _scan_folder(self, folder: str) -> Iterator[StoredChunk]:
+        descriptor = os.open(f"{CHUNKS_NAME}/{folder}", _READ | os.O_DIRECTORY, dir_fd=self._root)
+        try:
+            with os.scandir(descriptor) as entries:
+                for entry in entries:
+                    found = entry.stat(follow_symlinks=False)
+                    if not stat.S_ISREG(found.st_mode):
+                        continue
+                    name = f"{folder}/{entry.name}"
+                    last_use_ns = max(found.st_mtime_ns, self._uses.last_use_ns(name))
+                    yield StoredChunk(name, charged_bytes(found.st_size), last_use_ns)
+        finally:
+            os.close(descriptor)
+
+    def _names(self, folder: str) -> list[str]:
+        descriptor = os.open(folder, _READ | os.O_DIRECTORY, dir_fd=self._root)
+        try:
+            with os.scandir(descriptor) as entries:
+                return [entry.name for entry in entries]
+        finally:
+            os.close(descriptor)
+
+    def _remove_unused(self, path: str) -> bool:
+        """Remove a file unless somebody has it locked; whether it is gone."""
+        try:
+            descriptor = os.open(path, _READ, dir_fd=self._root)
+        except FileNotFoundError:  # somebody tidies up by hand
+            return True
+        try:
+            if not try_lock(descriptor):
+                return False
+            os.unlink(path, dir_fd=self._root)
+        finally:
+            os.close(descriptor)
+        return True
+
+    def _sweep_temporary(self, account: Account) -> None:
+        """Remove what killed writers left in ``tmp/``."""
+        for name in self._names(TEMPORARY_NAME):
+            if self._remove_unused(f"{TEMPORARY_NAME}/{name}"):
+                account.used_bytes -= _charge_in_name(name)
+
+    def _sweep_locks(self) -> None:
+        """Remove the lock files of killed fetchers; those that are held stay."""
+        for name in self._names(LOCKS_NAME):
+            with suppress(OSError):
+                lock = LockFile.acquire(self.locks_path / name)
+                if lock is not None:
+                    lock.release()
+
+
+def _charge_in_name(name: str) -> int:
+    """What a file in ``tmp/`` was charged; 0 if it is none of ours."""
+    digits = name.rpartition(".")[2]
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 15 else 0
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

@@ -1,0 +1,94 @@
+"""The store in a folder, for tasks of trio: reads at once, writes in worker threads."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+
+from cache.chunkfiles import ChunkFiles
+from cache.key import ChunkKey
+from cache.store import StoreStatistics
+
+MAX_WRITERS: Final = 4
+"""Threads that may write at once; more would only wait for the disk and hold chunks in memory."""
+
+
+class DirectoryStore:
+    """A ``ChunkStore`` on the local disk that any number of processes may use at once.
+
+        with await DirectoryStore.open(path, limit_bytes=10 << 30) as store: ...
+
+    The limit is that of this object: each process keeps to its own when it stores something.
+    ``cache/README.md`` says how the folder is laid out and what is promised.
+    """
+
+    def __init__(self, files: ChunkFiles) -> None:
+        """Serve an open folder; use ``DirectoryStore.open``."""
+        self._files = files
+        self._writers = trio.CapacityLimiter(MAX_WRITERS)
+
+    @classmethod
+    async def open(cls, path: Path, limit_bytes: int | None) -> Self:
+        """Open the store in ``path``, which is made if it is missing.
+
+        Cleans up what killed processes left, and evicts if the store holds more than
+        ``limit_bytes`` (None: no limit).
+
+        Raises:
+            CacheOpenError: the folder cannot serve as a store; mount without one.
+
+        Cancelled: ends first, then the folder is closed again.
+        """
+        if limit_bytes is not None and limit_bytes < 0:
+            raise ValueError(f"a negative limit of {limit_bytes} bytes")
+        files = await trio.to_thread.run_sync(ChunkFiles.open, path, limit_bytes)
+        return cls(files)
+
+    def close(self) -> None:
+        """Let go of the folder; no other call may be in progress or follow."""
+        self._files.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def locks_directory(self) -> Path:
+        """Where processes that use this store lock what they fetch: for ``Flights``."""
+        return self._files.locks_path
+
+    def read(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+        """See ``ChunkStore.read``."""
+        if offset < 0 or length < 0:
+            raise ValueError(f"a range of {length} bytes from {offset}")
+        return self._files.read(key.relative_path, offset, length)
+
+    def contains(self, key: ChunkKey) -> bool:
+        """See ``ChunkStore.contains``."""
+        return self._files.contains(key.relative_path)
+
+    async def put(self, key: ChunkKey, data: bytes) -> None:
+        """See ``ChunkStore.put``; an empty chunk is not stored."""
+        name = key.relative_path
+        await trio.to_thread.run_sync(self._files.put, name, data, limiter=self._writers)
+
+    async def discard(self, key: ChunkKey) -> None:
+        """See ``ChunkStore.discard``."""
+        name = key.relative_path
+        await trio.to_thread.run_sync(self._files.discard, name, limiter=self._writers)
+
+    def statistics(self) -> StoreStatistics:
+        """See ``ChunkStore.statistics``."""
+        return self._files.statistics()
+
+    def usage_bytes(self) -> int:
+        """What all processes together are charged now, in whole blocks."""
+        return self._files.usage_bytes()
