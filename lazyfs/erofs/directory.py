@@ -1,0 +1,140 @@
+"""Directory blocks: a sorted array of dirents, then the names, in each block."""
+
+import stat
+import struct
+from typing import NamedTuple
+
+from lazyfs.erofs import limits, ondisk
+from lazyfs.erofs.inode import Inode
+from lazyfs.errors import ImageFormatError
+from lazyfs.model import Nid
+
+_DIRENT_BYTES = ondisk.DIRENT.size_bytes
+_NAMEOFF_OFFSET = 8
+_nameoff_at = struct.Struct("<H").unpack_from
+
+_FILE_TYPES = (
+    0,
+    stat.S_IFREG,
+    stat.S_IFDIR,
+    stat.S_IFCHR,
+    stat.S_IFBLK,
+    stat.S_IFIFO,
+    stat.S_IFSOCK,
+    stat.S_IFLNK,
+)
+"""By ``EROFS_FT_*``."""
+
+
+class Entry(NamedTuple):
+    """One name of a directory."""
+
+    name: bytes
+    nid: Nid
+    file_type: int
+    """The ``S_IFMT`` bits of the object's mode; 0: the directory does not say."""
+    next_position: int
+    """Where a listing goes on behind this entry."""
+
+
+class DirectoryBlock:
+    """One block of a directory, of which only what is asked for gets decoded.
+
+    Every method raises ``ImageFormatError`` for a dirent that breaks the format.
+    """
+
+    __slots__ = ("_data", "_directory", "_offset", "count")
+
+    def __init__(self, directory: Inode, offset: int, data: bytes) -> None:
+        """Take the block at ``offset`` of the directory's data.
+
+        Raises:
+            ImageFormatError: not the beginning of a directory block.
+        """
+        self._directory = directory
+        self._offset = offset
+        self._data = data
+        if len(data) < _DIRENT_BYTES:
+            raise self._broken(0, f"only {len(data)} bytes")
+        (names_start,) = _nameoff_at(data, _NAMEOFF_OFFSET)
+        if names_start % _DIRENT_BYTES or not _DIRENT_BYTES <= names_start < len(data):
+            raise self._broken(0, f"nameoff {names_start}")
+        self.count: int = names_start // _DIRENT_BYTES
+
+    def name(self, index: int) -> bytes:
+        """The name of entry ``index``."""
+        data = self._data
+        position = index * _DIRENT_BYTES + _NAMEOFF_OFFSET
+        (start,) = _nameoff_at(data, position)
+        if index + 1 < self.count:
+            (end,) = _nameoff_at(data, position + _DIRENT_BYTES)
+        else:
+            end = data.find(b"\0", start)
+            if end < 0:
+                end = len(data)
+        if not self.count * _DIRENT_BYTES <= start < end <= len(data):
+            raise self._broken(index, f"name from {start} to {end} of {len(data)}")
+        if end - start > limits.MAX_NAME_BYTES:
+            raise self._broken(index, f"name of {end - start} bytes")
+        return data[start:end]
+
+    def entry(self, index: int) -> Entry:
+        """Entry ``index``, its name checked as a name."""
+        raw = ondisk.DIRENT.decode(self._data, index * _DIRENT_BYTES)
+        name = self.name(index)
+        if raw.file_type >= ondisk.EROFS_FT_MAX:
+            raise self._broken(index, f"file type {raw.file_type}")
+        if b"/" in name or b"\0" in name:
+            raise self._broken(index, f"name {name!r}")
+        if name in (b".", b".."):
+            self._check_dot(index, name, raw)
+        if index + 1 < self.count:
+            next_position = self._offset + (index + 1) * _DIRENT_BYTES
+        else:
+            next_position = self._offset + len(self._data)
+        return Entry(name, Nid(raw.nid), _FILE_TYPES[raw.file_type], next_position)
+
+    def _check_dot(self, index: int, name: bytes, raw: ondisk.DirentRecord) -> None:
+        if raw.file_type != ondisk.EROFS_FT_DIR:
+            raise self._broken(index, f"{name!r} has file type {raw.file_type}")
+        if name == b"." and raw.nid != self._directory.nid:
+            raise self._broken(index, f"'.' is nid {raw.nid:#x}")
+
+    def entries(self, start: int, before: bytes | None) -> list[Entry]:
+        """The entries from index ``start`` on; each name comes behind the one before it.
+
+        Args:
+            start: index of the first entry.
+            before: the name before it, if there is one.
+        """
+        found = []
+        for index in range(start, self.count):
+            entry = self.entry(index)
+            if before is not None and entry.name <= before:
+                raise self._broken(index, f"name {entry.name!r} behind {before!r}")
+            before = entry.name
+            found.append(entry)
+        return found
+
+    def find(self, name: bytes) -> Entry | None:
+        """The entry of that name."""
+        low, high = 0, self.count
+        while low < high:
+            middle = (low + high) // 2
+            found = self.name(middle)
+            if found == name:
+                return self.entry(middle)
+            if found < name:
+                low = middle + 1
+            else:
+                high = middle
+        return None
+
+    def _broken(self, index: int, why: str) -> ImageFormatError:
+        where = f"directory nid {self._directory.nid:#x}, block at {self._offset}"
+        return ImageFormatError(f"{where}, entry {index}: {why}")
+
+
+def start_index(position: int, block_bytes: int) -> int:
+    """Index within its block of the entry that listing position ``position`` means."""
+    return -(-(position % block_bytes) // _DIRENT_BYTES)

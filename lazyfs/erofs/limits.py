@@ -1,0 +1,33 @@
+"""How much of anything lazyfs takes from an image before it calls the image broken."""
+
+MIN_BLOCK_BITS = 9
+"""512 bytes: the smallest block that the kernel takes."""
+
+MAX_BLOCK_BITS = 16
+"""64 KiB: the largest page size that Linux runs with."""
+
+MAX_EXTRA_DEVICES = 1024
+"""Slots of the device table; 128 bytes each are read at mount."""
+
+MAX_ADDRESS = (1 << 63) - 1
+"""File offsets and device addresses are signed 64-bit numbers in Linux."""
+
+MAX_NEED_BYTES = 1024 * 1024
+"""The largest single request for bytes (also the largest pcluster)."""
+
+METADATA_WINDOW_BYTES = 4096
+"""Inodes and index records are asked for in aligned windows of at most this size."""
+
+MAX_MAP_ENTRIES = 16384
+"""Chunk index entries or pclusters that one ``extents`` call looks at."""
+
+MAX_NAME_BYTES = 255
+"""``EROFS_NAME_LEN``; also the longest extended attribute name in Linux."""
+
+MAX_LINK_BYTES = 4095
+"""``PATH_MAX`` without its NUL."""
+
+MAX_XATTR_BYTES = 4 * 1024 * 1024
+"""Names and values of one inode together (Linux allows 64 KiB a value)."""
+
+MAX_NANOSECONDS = 999_999_999
