@@ -61,6 +61,21 @@ class VerityParams:
         """Digests in one hash block."""
         return self.hash_block_size_bytes // self.digest_size_bytes
 
+    def check_covers(self, image_size_bytes: int) -> None:
+        """Check that the tree is one over an image of that size.
+
+        The number of data blocks is the only parameter that a superblock can get wrong
+        without every block failing, so it must be held against the chunk table.
+
+        Raises:
+            ImageFormatError: too few or too many data blocks.
+        """
+        if self.data_blocks != -(-image_size_bytes // self.data_block_size_bytes):
+            raise ImageFormatError(
+                f"dm-verity tree over {self.data_blocks} blocks of {self.data_block_size_bytes} "
+                f"bytes for an image of {image_size_bytes} bytes"
+            )
+
     def hasher(self) -> Callable[[bytes | memoryview], bytes]:
         """A function from a block to its digest; thread-safe."""
         return block_hasher(self.algorithm, self.salt, self.hash_type)

@@ -80,6 +80,8 @@ class TrustedHashTree:
                 self._leaves.move_to_end(index)
             else:
                 wanted.append(index)
+        if not wanted:
+            return []
         blocks = [self._geometry.levels[0].first_block + index for index in wanted]
         for level, known in enumerate(self._uppers, start=1):
             parents = dict.fromkeys(index // fan_out for index in wanted)
@@ -111,7 +113,7 @@ class TrustedHashTree:
         while len(self._leaves) > self._leaf_limit:
             self._leaves.popitem(last=False)
 
-    def verify(self, first_block: int, data: bytes | memoryview) -> None:
+    def verify(self, first_block: int, data: bytes | bytearray | memoryview) -> None:
         """Check data blocks against their leaves, of which none may be missing.
 
         Args:
