@@ -1,0 +1,260 @@
+"""An OCI image layout (image-spec, image-layout.md): a folder that is read, or written.
+
+``LayoutSource`` also serves archives, which hold the same files under the same names.
+"""
+
+import fcntl
+import os
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from registry.digest import Digest
+from registry.errors import ContentError, NotFoundError, TransportError
+from registry.files import (
+    FileRange,
+    Members,
+    file_errors,
+    read_content,
+    read_member,
+    write_blob,
+    write_file,
+)
+from registry.interfaces import ImageSource
+from registry.jsondoc import encode_json, parse_object, take_string
+from registry.manifest import (
+    MANIFEST_LIMIT_BYTES,
+    Descriptor,
+    Index,
+    decode_index,
+)
+from registry.mediatype import (
+    ANNOTATION_CONTAINERD_NAME,
+    ANNOTATION_REF_NAME,
+    INDEXES,
+    MANIFESTS,
+    OCI_INDEX,
+)
+from registry.reference import LocalName
+
+INDEX_FILE = "index.json"
+MARKER_FILE = "oci-layout"
+MARKER_LIMIT_BYTES = 4096
+LAYOUT_VERSION = "1.0.0"
+LOCK_POLL_S = 0.05
+
+
+def blob_name(digest: Digest) -> str:
+    """Name of a blob's file, relative to the layout."""
+    return f"blobs/{digest.algorithm}/{digest.encoded}"
+
+
+def choose_entry(index: Index, name: LocalName) -> Descriptor:
+    """The entry of ``index.json`` that a name without digest means.
+
+    Without a tag: the only entry, or the only one that has no tag.
+
+    Raises:
+        NotFoundError: none; the message lists the tags that there are.
+        ContentError: several.
+    """
+    tags = [entry.annotations.get(ANNOTATION_REF_NAME) for entry in index.manifests]
+    if name.tag is None:
+        found = [e for e, tag in zip(index.manifests, tags, strict=True) if tag is None]
+        if len(index.manifests) == 1:
+            found = list(index.manifests)
+    else:
+        found = [e for e, tag in zip(index.manifests, tags, strict=True) if tag == name.tag]
+        found = found or [
+            entry
+            for entry in index.manifests
+            if entry.annotations.get(ANNOTATION_CONTAINERD_NAME) == name.tag
+        ]
+    if len({entry.digest for entry in found}) > 1:
+        raise ContentError(f"{name}: {len(found)} images of that name; give one by @digest")
+    if not found:
+        there = ", ".join(repr(tag) for tag in tags[:20] if tag) or "none"
+        raise NotFoundError(f"{name}: no such image (tags: {there})", status=404)
+    return found[0]
+
+
+class LayoutSource:
+    """One image of a layout folder or of an archive of one (an ``ImageSource``)."""
+
+    def __init__(self, name: LocalName, members: Members) -> None:
+        self._name = name
+        self._members = members
+
+    @property
+    def name(self) -> str:
+        """As ``ImageSource.name``."""
+        return str(self._name)
+
+    async def resolve(self) -> Descriptor:
+        """As ``ImageSource.resolve``."""
+        await self._check_marker()
+        raw = await read_member(self._members, INDEX_FILE, MANIFEST_LIMIT_BYTES)
+        index = decode_index(raw, OCI_INDEX)
+        if self._name.digest is None:
+            return choose_entry(index, self._name)
+        for entry in index.manifests:
+            if entry.digest == self._name.digest:
+                return entry
+        return await self._describe(self._name.digest)
+
+    async def _check_marker(self) -> None:
+        try:
+            raw = await read_member(self._members, MARKER_FILE, MARKER_LIMIT_BYTES)
+        except NotFoundError as error:
+            raise NotFoundError(f"{self._name}: not an OCI layout ({error})", status=404) from error
+        check_marker(raw, self.name)
+
+    async def _describe(self, digest: Digest) -> Descriptor:
+        """A manifest that ``index.json`` does not name, such as one inside an index."""
+        raw = await read_member(self._members, blob_name(digest), MANIFEST_LIMIT_BYTES)
+        media_type = take_string(
+            parse_object(raw, str(digest), MANIFEST_LIMIT_BYTES), "mediaType", str(digest)
+        )
+        if media_type not in MANIFESTS | INDEXES:
+            raise ContentError(f"{self._name}: is not a manifest that says its media type")
+        return Descriptor(media_type, digest, len(raw))
+
+    async def fetch_manifest(self, descriptor: Descriptor) -> bytes:
+        """As ``ImageSource.fetch_manifest``."""
+        return await self.fetch_content(descriptor, MANIFEST_LIMIT_BYTES)
+
+    async def fetch_content(self, descriptor: Descriptor, limit_bytes: int) -> bytes:
+        """As ``ImageSource.fetch_content``."""
+        reader = await self._members.open(blob_name(descriptor.digest))
+        return await read_content(reader, descriptor, limit_bytes)
+
+    async def open_blob(self, descriptor: Descriptor) -> FileRange:
+        """As ``ImageSource.open_blob``."""
+        reader = await self._members.open(blob_name(descriptor.digest))
+        if reader.size_bytes != descriptor.size_bytes:
+            raise ContentError(
+                f"{reader.origin}: {reader.size_bytes} bytes, wanted {descriptor.size_bytes}"
+            )
+        return reader
+
+
+def check_marker(raw: bytes, where: str) -> None:
+    """Check the content of the ``oci-layout`` file.
+
+    Raises:
+        ContentError: not JSON, or another version.
+    """
+    marker = parse_object(raw, f"{where}: {MARKER_FILE}", MARKER_LIMIT_BYTES)
+    version = take_string(marker, "imageLayoutVersion", where)
+    if version != LAYOUT_VERSION:
+        raise ContentError(f"{where}: OCI layout version {version[:20]!r} is not known")
+
+
+class LayoutDestination:
+    """One image written into a layout folder (an ``ImageDestination``).
+
+    Blobs come whole or not at all; ``index.json`` is replaced in one step under a lock, and what
+    other tags it has stays. A failed run leaves blobs that nothing names, as in any registry.
+    """
+
+    def __init__(self, name: LocalName, root: Path, timeout_s: float) -> None:
+        self._name = name
+        self._root = root
+        self._timeout_s = timeout_s or float("inf")
+
+    @property
+    def name(self) -> str:
+        """As ``ImageDestination.name``."""
+        return str(self._name)
+
+    def prepare(self) -> None:
+        """Make the folder a layout, if it is not one (blocks).
+
+        Raises:
+            RegistryError: it is a folder of something else, or cannot be written.
+        """
+        marker = self._root / MARKER_FILE
+        with file_errors(self._root):
+            self._root.mkdir(parents=True, exist_ok=True)
+            if marker.exists():
+                check_marker(marker.read_bytes()[: MARKER_LIMIT_BYTES + 1], str(self._root))
+            elif any(path.name != "blobs" for path in self._root.iterdir()):
+                raise ContentError(f"{self._root}: holds something else than an OCI layout")
+            for algorithm in ("sha256", "sha512"):
+                (self._root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
+        if not marker.exists():
+            write_file(marker, encode_json({"imageLayoutVersion": LAYOUT_VERSION}))
+
+    def _path(self, digest: Digest) -> Path:
+        return self._root / blob_name(digest)
+
+    async def has_blob(self, descriptor: Descriptor) -> bool:
+        """As ``ImageDestination.has_blob``."""
+
+        def look() -> bool:
+            path = self._path(descriptor.digest)
+            with file_errors(path):
+                return path.is_file() and path.stat().st_size == descriptor.size_bytes
+
+        return await trio.to_thread.run_sync(look)
+
+    async def mount_blob(self, descriptor: Descriptor, source: ImageSource) -> bool:
+        """As ``ImageDestination.mount_blob``: only what is there already."""
+        del source  # a hard link would tie the fate of two layouts together
+        return await self.has_blob(descriptor)
+
+    async def push_blob(
+        self, descriptor: Descriptor, data: Callable[[], AsyncIterable[bytes]]
+    ) -> None:
+        """As ``ImageDestination.push_blob``."""
+        if not await self.has_blob(descriptor):
+            await write_blob(self._path(descriptor.digest), descriptor, data(), self.name)
+
+    async def push_manifest(self, raw: bytes, descriptor: Descriptor) -> None:
+        """As ``ImageDestination.push_manifest``."""
+
+        async def whole() -> AsyncIterator[bytes]:
+            yield raw
+
+        await self.push_blob(descriptor, whole)
+
+    async def tag(self, descriptor: Descriptor, raw: bytes) -> None:
+        """As ``ImageDestination.tag``."""
+        if self._name.digest not in (None, descriptor.digest):
+            raise ContentError(f"{self._name}: the image has digest {descriptor.digest}")
+        await self.push_manifest(raw, descriptor)
+        entry = descriptor.annotated(
+            {ANNOTATION_REF_NAME: self._name.tag, ANNOTATION_CONTAINERD_NAME: None}
+        )
+        async with self._locked():
+            await trio.to_thread.run_sync(self._set_entry, entry)
+
+    def _set_entry(self, entry: Descriptor) -> None:
+        path = self._root / INDEX_FILE
+        with file_errors(path):
+            raw = path.read_bytes() if path.exists() else b""
+        index = decode_index(raw, OCI_INDEX) if raw else Index(())
+        tag = self._name.tag
+        kept = [e for e in index.manifests if e.annotations.get(ANNOTATION_REF_NAME) != tag]
+        write_file(path, replace(index, manifests=(*kept, entry)).encode())
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        with file_errors(self._root):
+            fd = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            with trio.move_on_after(self._timeout_s) as deadline:
+                while True:
+                    try:
+                        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        await trio.sleep(LOCK_POLL_S)
+            if deadline.cancelled_caught:
+                raise TransportError(f"{self._root}: another process holds its lock")
+            yield
+        finally:
+            os.close(fd)
