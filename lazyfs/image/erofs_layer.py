@@ -1,0 +1,144 @@
+"""One EROFS image: runs the parsers of ``lazyfs.erofs`` on verified bytes.
+
+This is where the pure code's requests meet readers: bytes come from the devices, computed
+bytes (decompressed pclusters) from a bounded memo, computed in worker threads.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from cache.memo import Memo
+from lazyfs.erofs.image import Entry, Image, Inode, open_image
+from lazyfs.errors import LazyfsError, TruncatedRecordError
+from lazyfs.interfaces import VerifiedReader
+from lazyfs.model import Nid
+from lazyfs.steps import Derive, Need, Request, Steps
+
+MAX_INODES = 8192
+"""Decoded inodes that one layer remembers."""
+
+T = TypeVar("T")
+
+
+class ErofsLayer:
+    """An EROFS image over its devices, with a bounded memory of decoded inodes."""
+
+    def __init__(self, number: int, devices: Sequence[VerifiedReader], derived: Memo) -> None:
+        """Describe the layer; ``open`` reads its superblock.
+
+        Args:
+            number: tells the layer's results in ``derived`` from those of others.
+            devices: the image itself, then its extra devices in the order of its table.
+            derived: shared by the layers of a mount, so that its limit is the mount's.
+        """
+        self._number = number
+        self._devices = devices
+        self._derived = derived
+        self._inodes: OrderedDict[Nid, Inode] = OrderedDict()
+        self.image: Image
+
+    async def open(self, *, flat: bool = False) -> None:
+        """Read superblock and device table.
+
+        Raises:
+            ImageFormatError, VerificationError, SourceUnavailableError.
+        """
+        self.image = await self.run(open_image(flat=flat))
+
+    async def inode(self, nid: Nid) -> Inode:
+        """The decoded inode."""
+        inode = self._inodes.get(nid)
+        if inode is None:
+            inode = await self.run(self.image.inode(nid))
+            self._inodes[nid] = inode
+            if len(self._inodes) > MAX_INODES:
+                self._inodes.popitem(last=False)
+        else:
+            self._inodes.move_to_end(nid)
+        return inode
+
+    async def lookup(self, directory: Nid, name: bytes) -> Entry:
+        """The entry of that name.
+
+        Raises:
+            NoSuchEntryError, NotADirectoryNodeError.
+        """
+        return await self.run(self.image.lookup(await self.inode(directory), name))
+
+    async def entries(self, directory: Nid, position: int) -> list[Entry]:
+        """Some entries from ``position``, without ``.`` and ``..``; none at the end.
+
+        Raises:
+            NotADirectoryNodeError.
+        """
+        inode = await self.inode(directory)
+        while True:
+            entries = await self.run(self.image.entries(inode, position))
+            shown = [entry for entry in entries if entry.name not in (b".", b"..")]
+            if shown or not entries:
+                return shown
+            position = entries[-1].next_position
+
+    async def read(self, nid: Nid, offset: int, length: int) -> bytes:
+        """File data; short only at the end of the file."""
+        return await self.run(self.image.read(await self.inode(nid), offset, length))
+
+    async def link_target(self, nid: Nid) -> bytes:
+        """Target of a symbolic link."""
+        return await self.run(self.image.link_target(await self.inode(nid)))
+
+    async def xattrs(self, nid: Nid) -> dict[bytes, bytes]:
+        """All extended attributes, as the image has them."""
+        return await self.run(self.image.xattrs(await self.inode(nid)))
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Run pure steps to their end.
+
+        Raises:
+            Whatever the steps raise, or the reading of a device.
+        """
+        try:
+            request: Request = next(steps)
+            while True:
+                try:
+                    data = self._at_hand(request)
+                    if data is None:
+                        data = await self._answer(request)
+                except LazyfsError as error:
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(data)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _at_hand(self, request: Request) -> bytes | None:
+        """The answer if it is in memory: most steps end without a checkpoint."""
+        if isinstance(request, Need):
+            return self._device(request.device).read_nowait(request.offset, request.length)
+        return self._derived.get((self._number, *request.key))
+
+    async def _answer(self, request: Request) -> bytes:
+        if isinstance(request, Need):
+            return await self._device(request.device).read(request.offset, request.length)
+        key = (self._number, *request.key)
+        return await self._derived.get_or_make(key, partial(self._derive, request))
+
+    async def _derive(self, request: Derive) -> bytes:
+        inputs = [
+            await self._device(need.device).read(need.offset, need.length)
+            for need in request.inputs
+        ]
+        compute: Callable[[Sequence[bytes]], bytes] = request.compute
+        return await trio.to_thread.run_sync(compute, inputs)
+
+    def _device(self, number: int) -> VerifiedReader:
+        if number >= len(self._devices):
+            raise TruncatedRecordError(
+                f"data on device {number}, the image was given {len(self._devices) - 1} devices"
+            )
+        return self._devices[number]

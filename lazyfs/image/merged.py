@@ -1,0 +1,288 @@
+"""The layers of an image as one tree, with the rules of ``lazyfs.overlay``.
+
+A file is where its topmost layer has it, so its node id says all. A directory is a stack of
+directories, one per layer that has it, and its node id names the topmost. The stacks of
+directories that were looked at are remembered up to a limit; a forgotten one is found again
+by climbing ``..`` in its layer and walking down from the root. So memory grows with what is
+touched only, and a node id stays good over a restart of the daemon.
+"""
+
+import stat
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from lazyfs.erofs.image import Entry
+from lazyfs.errors import ImageFormatError, NoSuchEntryError, NotADirectoryNodeError
+from lazyfs.image.erofs_layer import ErofsLayer
+from lazyfs.image.nodes import Place, node_of, place_of
+from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, Nid, NodeId
+from lazyfs.overlay import MERGED_NLINK, is_opaque, is_whiteout, visible_xattrs
+
+MAX_STACKS = 1 << 16
+"""Directories whose stack is remembered."""
+
+MAX_LISTED = 1 << 17
+"""Entries of merged listings that are remembered (the newest listing always is)."""
+
+MAX_MERGED_ENTRIES = 1 << 21
+"""Entries of one merged directory; such a listing must be held in memory."""
+
+MAX_DEPTH = 2048
+"""Directories on a path: a path of 4096 bytes has no more."""
+
+BATCH = 256
+"""Entries of a merged listing that are handed out at once."""
+
+Stack: TypeAlias = tuple[Place, ...]
+"""The directories that make a merged one, topmost first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A directory met in a listing, whose stack nobody has needed yet."""
+
+    parent: NodeId
+    name: bytes
+
+
+class MergedTree:
+    """An ``ImageTree`` over a stack of layers."""
+
+    def __init__(self, layers: Sequence[ErofsLayer]) -> None:
+        """Serve opened ``layers``, bottom layer first."""
+        self._layers = layers
+        self._stacks: OrderedDict[NodeId, Stack | _Seen] = OrderedDict()
+        self._listings: OrderedDict[NodeId, list[DirectoryEntry]] = OrderedDict()
+        self._listed = 0
+        self._root: Stack = ()
+
+    async def lookup(self, parent: NodeId, name: bytes) -> NodeId:
+        """The object that ``name`` means in a directory.
+
+        Raises:
+            NoSuchEntryError, NotADirectoryNodeError.
+        """
+        if name in (b".", b".."):
+            raise NoSuchEntryError(name)
+        stack = await self._stack(parent)
+        for level, place in enumerate(stack):
+            entry = await self._entry(place, name)
+            if entry is None:
+                continue
+            found = Place(place.layer, entry.nid)
+            if await self._is_whiteout(found, entry):
+                break
+            node = node_of(found)
+            if entry.file_type == stat.S_IFDIR:
+                self._remember(node, await self._merge(found, stack[level + 1 :], name))
+            return node
+        raise NoSuchEntryError(name)
+
+    async def attributes(self, node: NodeId) -> Attributes:
+        """What ``stat`` shows."""
+        place = await self._place(node)
+        attributes = (await self._layers[place.layer].inode(place.nid)).attributes()
+        if stat.S_ISDIR(attributes.mode) and len(await self._stack(node)) > 1:
+            return replace(attributes, nlink=MERGED_NLINK)
+        return attributes
+
+    async def entries(self, directory: NodeId, start: int) -> Sequence[DirectoryEntry]:
+        """Some entries from position ``start``; none at the end.
+
+        Raises:
+            NotADirectoryNodeError.
+        """
+        stack = await self._stack(directory)
+        if len(stack) == 1:
+            return await self._plain_entries(stack[0], start)
+        listing = self._listings.get(directory)
+        if listing is None:
+            listing = await self._list(directory, stack)
+            self._remember_listing(directory, listing)
+        else:
+            self._listings.move_to_end(directory)
+        return listing[start : start + BATCH]
+
+    async def read(self, node: NodeId, offset: int, length: int) -> bytes:
+        """File data; short only at the end of the file.
+
+        Raises:
+            NotAFileNodeError.
+        """
+        place = await self._place(node)
+        return await self._layers[place.layer].read(place.nid, offset, length)
+
+    async def link_target(self, node: NodeId) -> bytes:
+        """Target of a symbolic link.
+
+        Raises:
+            NotASymlinkNodeError.
+        """
+        place = await self._place(node)
+        return await self._layers[place.layer].link_target(place.nid)
+
+    async def xattrs(self, node: NodeId) -> Mapping[bytes, bytes]:
+        """The extended attributes that are not the overlay's own."""
+        place = await self._place(node)
+        return visible_xattrs(await self._layers[place.layer].xattrs(place.nid))
+
+    async def _place(self, node: NodeId) -> Place:
+        """Where the object, or the topmost part of a directory, lies."""
+        if node == ROOT_NODE:
+            return (await self._stack(node))[0]
+        place = place_of(node)
+        if place.layer >= len(self._layers):
+            raise ImageFormatError(f"node {node} is in layer {place.layer}, which does not exist")
+        return place
+
+    async def _stack(self, node: NodeId) -> Stack:
+        """The parts of a directory, topmost first.
+
+        Raises:
+            NotADirectoryNodeError.
+        """
+        if node == ROOT_NODE:
+            if not self._root:
+                self._root = await self._merge_roots()
+            return self._root
+        stack = self._stacks.get(node)
+        if stack is None:
+            await self._find(node)
+        elif isinstance(stack, _Seen):
+            await self.lookup(stack.parent, stack.name)
+        else:
+            self._stacks.move_to_end(node)
+            return stack
+        stack = self._stacks.get(node)
+        if not isinstance(stack, tuple):
+            raise ImageFormatError(f"node {node} is not where its layer says")
+        return stack
+
+    async def _merge_roots(self) -> Stack:
+        parts = []
+        for number in reversed(range(len(self._layers))):
+            place = Place(number, self._layers[number].image.root_nid)
+            parts.append(place)
+            if await self._is_opaque(place):
+                break
+        return tuple(parts)
+
+    async def _merge(self, found: Place, below: Sequence[Place], name: bytes) -> Stack:
+        """The stack of a directory whose parent goes on with ``below`` in lower layers."""
+        parts = [found]
+        for place in below:
+            if await self._is_opaque(parts[-1]):
+                break
+            entry = await self._entry(place, name)
+            if entry is None:
+                continue
+            if entry.file_type != stat.S_IFDIR:
+                break  # a whiteout or a file: what lies below it is hidden
+            parts.append(Place(place.layer, entry.nid))
+        return tuple(parts)
+
+    async def _entry(self, directory: Place, name: bytes) -> Entry | None:
+        try:
+            return await self._layers[directory.layer].lookup(directory.nid, name)
+        except NoSuchEntryError:
+            return None
+
+    async def _is_whiteout(self, place: Place, entry: Entry) -> bool:
+        if entry.file_type != stat.S_IFCHR:
+            return False
+        attributes = (await self._layers[place.layer].inode(place.nid)).attributes()
+        return is_whiteout(attributes.mode, attributes.rdev_major, attributes.rdev_minor)
+
+    async def _is_opaque(self, place: Place) -> bool:
+        return is_opaque(await self._layers[place.layer].xattrs(place.nid))
+
+    async def _find(self, node: NodeId) -> None:
+        """Find a forgotten directory again: up in its layer, then down in the merged tree.
+
+        Raises:
+            NotADirectoryNodeError: it is something else.
+            ImageFormatError: the layer's ``..`` entries do not lead to its root.
+        """
+        place = await self._place(node)
+        layer = self._layers[place.layer]
+        if not stat.S_ISDIR((await layer.inode(place.nid)).mode):
+            raise NotADirectoryNodeError(f"node {node}")
+        names: list[bytes] = []
+        nid = place.nid
+        while nid != layer.image.root_nid:
+            if len(names) == MAX_DEPTH:
+                raise ImageFormatError(f"directory nid {place.nid} lies deeper than {MAX_DEPTH}")
+            parent = (await layer.lookup(nid, b"..")).nid
+            names.append(await self._name_of(layer, parent, nid))
+            nid = parent
+        current = ROOT_NODE
+        for name in reversed(names):
+            current = await self.lookup(current, name)
+
+    async def _name_of(self, layer: ErofsLayer, parent: Nid, child: Nid) -> bytes:
+        position = 0
+        while entries := await layer.entries(parent, position):
+            for entry in entries:
+                if entry.nid == child:
+                    return entry.name
+            position = entries[-1].next_position
+        raise ImageFormatError(f"directory nid {parent} does not list its child nid {child}")
+
+    async def _plain_entries(self, directory: Place, start: int) -> list[DirectoryEntry]:
+        """Entries of a directory that a single layer has."""
+        while entries := await self._layers[directory.layer].entries(directory.nid, start):
+            shown = []
+            for entry in entries:
+                place = Place(directory.layer, entry.nid)
+                if await self._is_whiteout(place, entry):
+                    continue
+                node = node_of(place)
+                if entry.file_type == stat.S_IFDIR and node not in self._stacks:
+                    self._remember(node, (place,))
+                shown.append(DirectoryEntry(entry.name, node, entry.file_type, entry.next_position))
+            if shown:
+                return shown
+            start = entries[-1].next_position
+        return []
+
+    async def _list(self, directory: NodeId, stack: Stack) -> list[DirectoryEntry]:
+        """All entries of a merged directory, the topmost layer's first."""
+        seen: set[bytes] = set()
+        listing: list[DirectoryEntry] = []
+        for part in stack:
+            position = 0
+            while entries := await self._layers[part.layer].entries(part.nid, position):
+                position = entries[-1].next_position
+                for entry in entries:
+                    if entry.name in seen:
+                        continue
+                    seen.add(entry.name)
+                    place = Place(part.layer, entry.nid)
+                    if await self._is_whiteout(place, entry):
+                        continue
+                    node = node_of(place)
+                    if entry.file_type == stat.S_IFDIR and node not in self._stacks:
+                        self._remember(node, _Seen(directory, entry.name))
+                    listing.append(
+                        DirectoryEntry(entry.name, node, entry.file_type, len(listing) + 1)
+                    )
+                if len(seen) > MAX_MERGED_ENTRIES:
+                    raise ImageFormatError(
+                        f"merged directory of more than {MAX_MERGED_ENTRIES} entries"
+                    )
+        return listing
+
+    def _remember(self, node: NodeId, stack: Stack | _Seen) -> None:
+        self._stacks[node] = stack
+        self._stacks.move_to_end(node)
+        if len(self._stacks) > MAX_STACKS:
+            self._stacks.popitem(last=False)
+
+    def _remember_listing(self, directory: NodeId, listing: list[DirectoryEntry]) -> None:
+        self._listed += len(listing) - len(self._listings.pop(directory, ()))
+        self._listings[directory] = listing
+        while self._listed > MAX_LISTED and len(self._listings) > 1:
+            _, dropped = self._listings.popitem(last=False)
+            self._listed -= len(dropped)

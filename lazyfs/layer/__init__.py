@@ -1,0 +1,11 @@
+"""One layer as random access to verified bytes: ranges, chunk table, cache and proofs.
+
+source.py    a blob somewhere else (registry, file) -> unverified bytes
+chunks.py    chunks by the store or by merged range requests; frames checked on arrival
+hashes.py    the dm-verity tree, fetched lazily and proven top down
+pages.py     small bounded memory of proven bytes (metadata)
+seekable.py  the three above -> VerifiedReader
+whole.py     a layer that must be fetched whole -> VerifiedReader
+local.py     a file of this machine -> VerifiedReader
+open.py      LayerPlan -> VerifiedReader, by as few requests as the format allows
+"""

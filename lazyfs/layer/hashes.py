@@ -1,0 +1,114 @@
+"""The dm-verity tree of a layer, fetched in pieces as reads need it.
+
+The hash blocks lie uncompressed in the blob. They are fetched in aligned pieces, kept in
+the store like chunks (so that a second daemon needs no network for them), and proven
+against the root digest whenever they are taken from there: the store is not trusted.
+"""
+
+import logging
+
+from cache.key import ChunkKey
+from lazyfs.errors import HashBlockMismatchError
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.fetcher import Piece, PieceFetcher
+from lazyfs.model import ByteRange
+from lazyfs.verity.trusted import TrustedHashTree
+
+PIECE_BYTES = 64 << 10
+"""Hash blocks are fetched in this unit; with SHA-512 it proves 4 MiB of data."""
+
+log = logging.getLogger(__name__)
+
+
+class HashPieces:
+    """Feeds one ``TrustedHashTree`` from the store and the network."""
+
+    def __init__(
+        self,
+        tree: TrustedHashTree,
+        root_digest: bytes,
+        payload: ByteRange,
+        fetcher: PieceFetcher,
+        counters: LayerCounters,
+        name: str,
+    ) -> None:
+        """Take hash blocks from ``payload``, the dm-verity payload's place in the blob."""
+        self.tree = tree
+        self._root_hex = root_digest.hex()
+        self._payload = payload
+        self._fetcher = fetcher
+        self._counters = counters
+        self._name = name
+        self._piece_bytes = max(PIECE_BYTES, tree.params.hash_block_size_bytes)
+
+    def begin(self, first_block: int, count: int) -> None:
+        """Begin to fetch the hash blocks that those data blocks will need, if any."""
+        missing = self.tree.missing(first_block, count)
+        if missing:
+            pieces = [self._piece(number) for number in self._numbers(missing)]
+            for piece in pieces:
+                self._fetcher.prefetch(piece)
+
+    async def ensure(self, first_block: int, count: int) -> None:
+        """Have every hash block in the tree that those data blocks need.
+
+        On return there was no checkpoint since the tree was found complete, so that the
+        caller can verify at once.
+
+        Raises:
+            HashBlockMismatchError: freshly fetched hash blocks do not match the root.
+            SourceUnavailableError: hash blocks cannot be had.
+        """
+        refetched: set[int] = set()
+        while missing := self.tree.missing(first_block, count):
+            for number in self._numbers(missing):
+                try:
+                    await self._add(number)
+                except HashBlockMismatchError as error:
+                    self._counters.verification_failures += 1
+                    piece = self._piece(number)
+                    log.error(
+                        "%s: %s at byte %d of the blob: %s",
+                        self._name,
+                        piece.what,
+                        piece.where.offset,
+                        error,
+                    )
+                    if number in refetched:
+                        self._counters.failed(error)
+                        raise
+                    # From a rotten store or a bad answer: once more, from the registry.
+                    refetched.add(number)
+                    await self._fetcher.discard(piece)
+                    break
+
+    async def _add(self, number: int) -> None:
+        where = self._where(number)
+        (data,) = await self._fetcher.read([(self._piece(number), 0, where.length)])
+        self.tree.add(where, data)
+
+    def _numbers(self, missing: list[ByteRange]) -> list[int]:
+        """The pieces over some ranges of the payload, those of upper levels first."""
+        size = self._piece_bytes
+        numbers: dict[int, None] = {}
+        for where in missing:
+            numbers.update(dict.fromkeys(range(where.offset // size, -(-where.end // size))))
+        return sorted(numbers)
+
+    def _where(self, number: int) -> ByteRange:
+        start = number * self._piece_bytes
+        return ByteRange(start, min(self._piece_bytes, self.tree.payload_size_bytes - start))
+
+    def _piece(self, number: int) -> Piece:
+        where = self._where(number)
+        return Piece(
+            ChunkKey(self.tree.params.algorithm, self._root_hex, f"tree-{number}"),
+            ByteRange(self._payload.offset + where.offset, where.length),
+            f"hash blocks {number}",
+            _as_it_is,
+        )
+
+
+def _as_it_is(data: bytes) -> bytes:
+    """Hash blocks are proven by the tree, which knows their parents, not on arrival."""
+    return data

@@ -1,0 +1,47 @@
+"""A file of this machine as a verified reader.
+
+The file belongs to who mounts it and nothing says what its bytes must be, so there is
+nothing to prove. Reads are done in place: they come from the page cache as a rule.
+"""
+
+import os
+from pathlib import Path
+
+from lazyfs.errors import SourceUnavailableError
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.paged import PagedReader
+from lazyfs.layer.pages import PageMemory
+
+
+class LocalFile(PagedReader):
+    """Random access to a local EROFS image or one of its devices."""
+
+    def __init__(self, number: int, path: Path, pages: PageMemory) -> None:
+        """Open ``path``.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._path = path
+        super().__init__(number, os.lseek(self._file, 0, os.SEEK_END), pages, LayerCounters())
+
+    async def read_proven(self, offset: int, length: int) -> bytes:
+        """Bytes of the file.
+
+        Raises:
+            SourceUnavailableError: the disk failed, or the file was cut short meanwhile.
+        """
+        try:
+            data = os.pread(self._file, length, offset)
+        except OSError as error:
+            raise SourceUnavailableError(f"{self._path}: {error}") from error
+        if len(data) != length:
+            raise SourceUnavailableError(
+                f"{self._path}: {len(data)} bytes at offset {offset}, wanted {length}"
+            )
+        return data
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)

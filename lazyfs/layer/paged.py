@@ -1,0 +1,70 @@
+"""Small reads through the page memory; the common part of all verified readers."""
+
+from abc import ABC, abstractmethod
+
+from lazyfs.errors import TruncatedRecordError
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.pages import PAGE_BYTES, PageMemory
+
+SMALL_BYTES = PAGE_BYTES
+"""Reads up to this length go through the page memory; longer ones are file data."""
+
+
+class PagedReader(ABC):
+    """A ``VerifiedReader`` whose small reads are remembered."""
+
+    def __init__(
+        self, number: int, size_bytes: int, pages: PageMemory, counters: LayerCounters
+    ) -> None:
+        """Serve ``size_bytes`` bytes as layer ``number`` of ``pages``."""
+        self._number = number
+        self._pages = pages
+        self.size_bytes = size_bytes
+        self.counters = counters
+
+    @abstractmethod
+    async def read_proven(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` proven bytes; the range is inside the image and not empty."""
+
+    def read_nowait(self, offset: int, length: int) -> bytes | None:
+        """The bytes if one remembered page holds them all; never blocks."""
+        page, start = divmod(offset, PAGE_BYTES)
+        if start + length > PAGE_BYTES:
+            return None
+        data = self._pages.get(self._number, page)
+        if data is None or start + length > len(data):
+            return None
+        return data[start : start + length]
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` VERIFIED bytes at ``offset``.
+
+        Raises:
+            TruncatedRecordError: the range passes the end of the image.
+            VerificationError, SourceUnavailableError: the bytes cannot be had or proven.
+
+        Cancelled: a fetch that was begun goes on for other readers.
+        """
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise TruncatedRecordError(
+                f"{length} bytes at offset {offset} pass the end of an image of "
+                f"{self.size_bytes} bytes"
+            )
+        if length == 0:
+            return b""
+        self.counters.read_bytes += length
+        if length > SMALL_BYTES:
+            return await self.read_proven(offset, length)
+        first = offset // PAGE_BYTES
+        last = (offset + length - 1) // PAGE_BYTES
+        data = b"".join([await self._page(page) for page in range(first, last + 1)])
+        start = offset - first * PAGE_BYTES
+        return data[start : start + length]
+
+    async def _page(self, page: int) -> bytes:
+        data = self._pages.get(self._number, page)
+        if data is None:
+            start = page * PAGE_BYTES
+            data = await self.read_proven(start, min(PAGE_BYTES, self.size_bytes - start))
+            self._pages.put(self._number, page, data)
+        return data

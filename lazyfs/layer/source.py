@@ -1,0 +1,57 @@
+"""Blobs as ``BlobSource``: the one place where registry errors become errors of lazyfs."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from lazyfs.errors import SourceUnavailableError
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.model import ByteRange
+from registry.errors import RegistryError
+from registry.interfaces import BlobReader
+
+
+class RegistrySource:
+    """A blob of a registry, an OCI layout folder or an archive."""
+
+    def __init__(self, blob: BlobReader, counters: LayerCounters) -> None:
+        """Adapt ``blob``, counting what is asked of it."""
+        self._blob = blob
+        self._counters = counters
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the blob."""
+        return self._blob.size_bytes
+
+    @property
+    def origin(self) -> str:
+        """Host or path."""
+        return self._blob.origin
+
+    async def fetch(self, where: ByteRange) -> bytes:
+        """Return exactly ``where.length`` UNVERIFIED bytes.
+
+        Raises:
+            SourceUnavailableError: no answer, a wrong one, or a short one.
+        """
+        async with self.stream(where) as pieces:
+            return b"".join([piece async for piece in pieces])
+
+    @asynccontextmanager
+    async def stream(self, where: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open ``where`` as a stream of UNVERIFIED pieces.
+
+        Raises:
+            SourceUnavailableError: on opening or while reading.
+        """
+        self._counters.requests += 1
+        try:
+            async with self._blob.stream(where.offset, where.length) as pieces:
+                yield self._counted(pieces)
+        except (RegistryError, OSError) as error:
+            raise SourceUnavailableError(f"{self._blob.origin}: {error}") from error
+
+    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        async for piece in pieces:
+            self._counters.fetched_bytes += len(piece)
+            yield piece

@@ -1,0 +1,214 @@
+"""A layer that can only be proven as a whole: fetched at mount, checked, then read locally.
+
+While the blob streams through, the image is cut into chunks whose SHA-512 is noted; when
+the whole blob turns out to have its digest, those notes are as good as a chunk table. The
+chunks lie in the store like any other, are checked against the notes when they are read
+back, and are fetched again if the store has lost them.
+"""
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import IO, Protocol, cast
+
+import trio
+import zstandard
+
+from cache.errors import CacheError
+from cache.key import ChunkKey
+from cache.memo import Memo
+from lazyfs.errors import DigestMismatchError, ImageFormatError, SourceUnavailableError
+from lazyfs.interfaces import BlobSource
+from lazyfs.layer.blocking import BlockingStream
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.fetcher import Engine
+from lazyfs.layer.paged import PagedReader
+from lazyfs.layer.pages import PageMemory
+from lazyfs.model import ByteRange
+from lazyfs.plan import LayerPlan
+from lazyfs.seekable.annotations import LayerEncoding
+from lazyfs.seekable.frames import MAX_WINDOW_BYTES
+
+CHUNK_BYTES = 1 << 20
+DECODED_LIMIT_BYTES = 16 << 20
+MAX_IMAGE_BYTES = 1 << 40
+"""An image that decodes to more is refused, so that a bomb ends somewhere."""
+
+Keep = Callable[[int, bytes], Awaitable[None]]
+
+
+async def open_whole(
+    plan: LayerPlan,
+    source: BlobSource,
+    counters: LayerCounters,
+    engine: Engine,
+    pages: PageMemory,
+    number: int,
+) -> "WholeLayer":
+    """Fetch the blob, check it, and store its image.
+
+    Raises:
+        DigestMismatchError: the blob is not the one that the manifest names.
+        ImageFormatError: it is not a zstd stream.
+        SourceUnavailableError: it cannot be had.
+    """
+    layer = WholeLayer(plan, source, counters, engine, pages, number)
+    await layer.fill()
+    return layer
+
+
+class WholeLayer(PagedReader):
+    """An image in the store, each chunk provable by a digest noted when it came."""
+
+    def __init__(
+        self,
+        plan: LayerPlan,
+        source: BlobSource,
+        counters: LayerCounters,
+        engine: Engine,
+        pages: PageMemory,
+        number: int,
+    ) -> None:
+        """Describe the layer; nothing is fetched yet."""
+        super().__init__(number, 0, pages, counters)
+        self._plan = plan
+        self._source = source
+        self._engine = engine
+        self._digests: list[bytes] = []
+        self._memory = Memo(DECODED_LIMIT_BYTES)
+
+    async def fill(self) -> None:
+        """Fetch all, noting digests.
+
+        Raises:
+            DigestMismatchError, ImageFormatError, SourceUnavailableError.
+        """
+        wanted = self._plan.descriptor.digest
+        hasher = hashlib.new(wanted.algorithm)
+
+        async def keep(index: int, chunk: bytes) -> None:
+            digest = await trio.to_thread.run_sync(_sha512, chunk)
+            self._digests.append(digest)
+            self.size_bytes += len(chunk)
+            if self.size_bytes > MAX_IMAGE_BYTES:
+                raise ImageFormatError(f"image of more than {MAX_IMAGE_BYTES} bytes")
+            await self._store(digest, chunk)
+
+        await self._pass(0, keep, hasher.update)
+        if hasher.hexdigest() != wanted.encoded:
+            self.counters.verification_failures += 1
+            raise DigestMismatchError(
+                f"blob from {self._source.origin}: wanted {wanted}, "
+                f"found {wanted.algorithm}:{hasher.hexdigest()}"
+            )
+
+    async def read_proven(self, offset: int, length: int) -> bytes:
+        """Bytes of the image, out of chunks that have the digest noted for them."""
+        first, start = divmod(offset, CHUNK_BYTES)
+        last = (offset + length - 1) // CHUNK_BYTES
+        chunks = [
+            await self._memory.get_or_make(index, partial(self._chunk, index))
+            for index in range(first, last + 1)
+        ]
+        return b"".join(chunks)[start : start + length]
+
+    async def _chunk(self, index: int) -> bytes:
+        digest = self._digests[index]
+        key = ChunkKey("sha512", digest.hex(), "data")
+        length = min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
+        data = self._engine.store.read(key, 0, length)
+        if data is not None:
+            self.counters.cache_hits += 1
+            if await trio.to_thread.run_sync(_sha512, data) == digest:
+                return data
+            self.counters.verification_failures += 1
+            await self._discard(key)
+        self.counters.cache_misses += 1
+        return await self._again(index)
+
+    async def _again(self, index: int) -> bytes:
+        """Fetch a chunk that the store has lost: a range of a raw blob, else from the start."""
+        raw = self._plan.encoding is LayerEncoding.RAW
+        found: list[bytes] = []
+
+        async def keep(number: int, chunk: bytes) -> None:
+            if await trio.to_thread.run_sync(_sha512, chunk) != self._digests[number]:
+                self.counters.verification_failures += 1
+                raise DigestMismatchError(
+                    f"chunk {number} of the image from {self._source.origin} has changed"
+                )
+            await self._store(self._digests[number], chunk)
+            if number == index:
+                found.append(chunk)
+                raise _EnoughError
+
+        try:
+            await self._pass(index if raw else 0, keep, lambda _: None)
+        except _EnoughError:
+            return found[0]
+        raise SourceUnavailableError(f"{self._source.origin}: the blob ended before chunk {index}")
+
+    async def _pass(self, first: int, keep: Keep, see: Callable[[bytes], None]) -> None:
+        """Stream the blob, showing its bytes to ``see`` and its image's chunks to ``keep``.
+
+        Only a raw blob may begin elsewhere than at chunk 0.
+        """
+        start = first * CHUNK_BYTES
+        where = ByteRange(start, self._source.size_bytes - start)
+        encoding = self._plan.encoding
+        async with self._source.stream(where) as pieces:
+            stream = BlockingStream(pieces, see)
+            await trio.to_thread.run_sync(
+                _cut, stream, encoding, first, keep, abandon_on_cancel=False
+            )
+
+    async def _store(self, digest: bytes, chunk: bytes) -> None:
+        try:
+            await self._engine.store.put(ChunkKey("sha512", digest.hex(), "data"), chunk)
+        except CacheError as error:
+            raise SourceUnavailableError(
+                f"this layer must be kept whole in the cache, which failed: {error}"
+            ) from error
+
+    async def _discard(self, key: ChunkKey) -> None:
+        try:
+            await self._engine.store.discard(key)
+        except CacheError as error:
+            raise SourceUnavailableError(f"rotten in the cache: {error}") from error
+
+
+class _Readable(Protocol):
+    def read(self, size_bytes: int, /) -> bytes: ...
+
+
+class _EnoughError(Exception):
+    """Ends a pass that has found its chunk."""
+
+
+def _sha512(data: bytes) -> bytes:
+    return hashlib.sha512(data).digest()
+
+
+def _cut(stream: BlockingStream, encoding: LayerEncoding, first: int, keep: Keep) -> None:
+    """Decode a blocking stream and hand its chunks to the event loop; runs in a thread."""
+    reader: _Readable = stream
+    if encoding is LayerEncoding.ZSTD:
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
+        reader = decompressor.stream_reader(cast("IO[bytes]", stream), read_across_frames=True)
+    index = first
+    try:
+        while chunk := _read_full(reader):
+            trio.from_thread.run(keep, index, chunk)
+            index += 1
+    except zstandard.ZstdError as error:
+        raise ImageFormatError(f"not a zstd stream: {error}") from error
+
+
+def _read_full(reader: _Readable) -> bytes:
+    """The next chunk, short only at the end."""
+    parts = []
+    have = 0
+    while have < CHUNK_BYTES and (data := reader.read(CHUNK_BYTES - have)):
+        parts.append(data)
+        have += len(data)
+    return b"".join(parts)
