@@ -1,0 +1,1 @@
+"""``lazyfs convert``: from an image of any kind to a seekable EROFS image."""

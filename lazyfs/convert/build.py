@@ -1,0 +1,168 @@
+"""From a tar stream to an EROFS image: tar reader, image builder and spool put together.
+
+The image is metadata followed by file data, and metadata is known only at the end of the tar.
+So file data goes to a spool as it comes, the metadata behind it, and ``BuiltImage`` shows the
+two in their right order. Nothing is unpacked and nothing is written twice.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from lazyfs.convert.tarstream import EntryKind, Readable, TarEntry, TarReader
+from lazyfs.erofs.build.builder import EntryAttributes, ImageBuilder
+from lazyfs.erofs.build.paths import shown
+from lazyfs.errors import ConversionError
+
+WHITEOUT_PREFIX = b".wh."
+META_PREFIX = b".wh..wh."
+OPAQUE_MARKER = b".wh..wh..opq"
+
+_SPECIAL = {
+    EntryKind.CHARACTER_DEVICE: stat.S_IFCHR,
+    EntryKind.BLOCK_DEVICE: stat.S_IFBLK,
+    EntryKind.FIFO: stat.S_IFIFO,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildStatistics:
+    """What an image was made of."""
+
+    entries: int
+    """Entries of the tar."""
+    data_bytes: int
+    """File data in the image, padded to blocks."""
+    metadata_bytes: int
+    dropped_xattrs: int
+    """Extended attributes of name spaces that EROFS does not have."""
+
+
+class BuiltImage:
+    """A finished image in its spool; ``read`` may be called from several threads."""
+
+    def __init__(self, spool: BinaryIO, statistics: BuildStatistics) -> None:
+        """``spool`` holds data, then metadata; it is closed with the image."""
+        self._spool = spool
+        self.statistics = statistics
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of the image, a multiple of 4096."""
+        return self.statistics.metadata_bytes + self.statistics.data_bytes
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes at ``offset``, fewer only at the end of the image."""
+        metadata_bytes = self.statistics.metadata_bytes
+        parts: list[bytes] = []
+        if offset < metadata_bytes:
+            in_metadata = min(length, metadata_bytes - offset)
+            parts.append(self._pread(self.statistics.data_bytes + offset, in_metadata))
+            offset += in_metadata
+            length -= in_metadata
+        length = min(length, self.size_bytes - offset)
+        if length > 0:
+            parts.append(self._pread(offset - metadata_bytes, length))
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Give the spool up."""
+        self._spool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        parts: list[bytes] = []
+        while length:
+            part = os.pread(self._spool.fileno(), length, offset)
+            if not part:
+                raise AssertionError(f"the spool lacks {length} bytes at {offset}")
+            parts.append(part)
+            offset += len(part)
+            length -= len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _FileSpool:
+    """The builder's spool over a file."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def append(self, data: bytes) -> None:
+        self._file.write(data)
+
+
+def build_image(
+    tar: Readable, spool: BinaryIO, on_progress: Callable[[int], None] | None = None
+) -> BuiltImage:
+    """Convert a layer's tar stream; blocking, for a worker thread.
+
+    Args:
+        tar: the uncompressed stream; it is read to its end.
+        spool: an empty temporary file; it belongs to the image from now on, and is closed
+            if there is none.
+        on_progress: told the bytes of the tar that were read so far, about every MiB.
+
+    Raises:
+        ConversionError: the tar is damaged or holds what an image cannot.
+        OSError: the spool cannot be written.
+    """
+    builder = ImageBuilder(_FileSpool(spool))
+    reader = TarReader(tar, on_progress)
+    entries = 0
+    try:
+        for entry in reader.entries():
+            _add(builder, entry, reader)
+            entries += 1
+        metadata = builder.finish()
+        spool.write(metadata)
+        spool.flush()
+    except BaseException:
+        spool.close()
+        raise
+    statistics = BuildStatistics(entries, builder.data_size, len(metadata), builder.dropped_xattrs)
+    return BuiltImage(spool, statistics)
+
+
+def _add(builder: ImageBuilder, entry: TarEntry, reader: TarReader) -> None:
+    path = entry.path
+    attributes = EntryAttributes(entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs)
+    parent, slash, name = path.rstrip(b"/").rpartition(b"/")
+    if name.startswith(WHITEOUT_PREFIX):
+        _add_whiteout(builder, parent + slash, name, attributes)
+    elif entry.kind is EntryKind.FILE:
+        builder.add_file(path, attributes, entry.size_bytes, entry.segments, reader.data())
+    elif entry.kind is EntryKind.DIRECTORY:
+        builder.add_directory(path, attributes)
+    elif entry.kind is EntryKind.SYMLINK:
+        builder.add_symlink(path, attributes, entry.link_target)
+    elif entry.kind is EntryKind.HARD_LINK:
+        builder.add_hard_link(path, entry.link_target)
+    else:
+        builder.add_special(path, attributes, _SPECIAL[entry.kind], entry.major, entry.minor)
+
+
+def _add_whiteout(
+    builder: ImageBuilder, parent: bytes, name: bytes, attributes: EntryAttributes
+) -> None:
+    """Translate an AUFS whiteout (OCI image-spec, "Representing Changes")."""
+    if name == OPAQUE_MARKER:
+        builder.set_opaque(parent)
+    elif not name.startswith(META_PREFIX):
+        hidden = name[len(WHITEOUT_PREFIX) :]
+        if hidden in (b"", b".", b".."):
+            raise ConversionError(f"{shown(parent + name)}: whiteout of {shown(hidden)}")
+        builder.add_whiteout(parent + hidden, attributes)

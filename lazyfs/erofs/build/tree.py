@@ -1,0 +1,316 @@
+"""The tree of an image under construction: what names mean while entries come in.
+
+Entries are applied in order, as unpacking them over each other would: a later entry replaces
+an earlier one of its name; only a directory over a directory keeps what is in it. Parents
+that were not announced are made (``IMPLIED_DIRECTORY``), and a parent that is a symlink is
+followed inside the image, as a container runtime does in its root.
+"""
+
+import stat
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lazyfs.erofs.build.paths import shown, split_path
+from lazyfs.erofs.build.sparse import ChunkMap
+from lazyfs.erofs.build.xattrs import OPAQUE, ORIGIN, XattrSet, with_xattr
+from lazyfs.erofs.ondisk import EROFS_NAME_LEN
+from lazyfs.errors import ConversionError
+
+UNPLACED = -1
+"""Position of an inode that has none yet."""
+MAX_SYMLINK_HOPS = 40
+"""Symlinks followed for one name, as in Linux."""
+
+
+class Attributes(NamedTuple):
+    """What every kind of inode has."""
+
+    permissions: int
+    """The bits 07777 of the mode."""
+    uid: int
+    gid: int
+    mtime_ns: int
+    """Nanoseconds since the epoch; may be negative."""
+    xattrs: XattrSet = ()
+
+
+IMPLIED_DIRECTORY = Attributes(0o755, 0, 0, 0)
+"""A directory that the entries use but never describe: root's, 0755, of 1970-01-01."""
+
+
+class Inode:
+    """An inode, by itself a device node or FIFO; the rest is set when metadata is laid out."""
+
+    __slots__ = ("attributes", "file_type", "nlink", "position", "rdev")
+
+    def __init__(self, file_type: int, attributes: Attributes, rdev: int = 0) -> None:
+        """``file_type`` is the ``S_IFMT`` part of the mode, ``rdev`` an encoded device number."""
+        self.file_type = file_type
+        self.attributes = attributes
+        self.rdev = rdev
+        self.nlink = 0
+        self.position = UNPLACED
+
+    @property
+    def is_whiteout(self) -> bool:
+        """Whether overlayfs takes it for a whiteout."""
+        return self.file_type == stat.S_IFCHR and self.rdev == 0
+
+    @property
+    def size_bytes(self) -> int:
+        """``i_size``."""
+        return 0
+
+
+class RegularFile(Inode):
+    """File data, all of it from ``data_block`` on, or as ``chunks`` says."""
+
+    __slots__ = ("_size_bytes", "chunks", "data_block")
+
+    def __init__(
+        self, attributes: Attributes, size_bytes: int, data_block: int, chunks: ChunkMap | None
+    ) -> None:
+        """``data_block`` counts from the start of the image's file data."""
+        super().__init__(stat.S_IFREG, attributes)
+        self._size_bytes = size_bytes
+        self.data_block = data_block
+        self.chunks = chunks
+
+    @property
+    def size_bytes(self) -> int:
+        """``i_size``."""
+        return self._size_bytes
+
+
+class Symlink(Inode):
+    """A symbolic link."""
+
+    __slots__ = ("block", "target")
+
+    def __init__(self, attributes: Attributes, target: bytes) -> None:
+        """``target`` is stored as it is."""
+        super().__init__(stat.S_IFLNK, attributes)
+        self.target = target
+        self.block = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """``i_size``."""
+        return len(self.target)
+
+
+class HardLink:
+    """A name whose inode is not known yet, for its target comes later."""
+
+    __slots__ = ("inode", "path", "target", "visited")
+
+    def __init__(self, path: bytes, target: bytes) -> None:
+        """Both as the entry has them."""
+        self.path = path
+        self.target = target
+        self.inode: Inode | None = None
+        self.visited = False
+
+
+class Directory(Inode):
+    """A directory; ``children`` is sorted by name only when the tree is complete."""
+
+    __slots__ = ("block", "children", "data_size", "opaque", "parent")
+
+    def __init__(self, attributes: Attributes) -> None:
+        """Make an empty directory, its own parent until it is linked."""
+        super().__init__(stat.S_IFDIR, attributes)
+        self.children: dict[bytes, Inode | HardLink] = {}
+        self.opaque = False
+        self.parent = self
+        self.data_size = 0
+        self.block = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """``i_size``."""
+        return self.data_size
+
+    def inodes(self) -> Iterator[tuple[bytes, Inode]]:
+        """The children, once the tree is complete."""
+        for name, child in self.children.items():
+            if not isinstance(child, HardLink):
+                yield name, child
+
+
+class Tree:
+    """Names and what they mean so far."""
+
+    def __init__(self) -> None:
+        """Make a tree of an implied root."""
+        self.root = Directory(IMPLIED_DIRECTORY)
+
+    def locate(self, path: bytes) -> tuple[Directory, bytes]:
+        """The directory and name that an entry of this path goes to; makes missing parents.
+
+        Raises:
+            ConversionError: the path is the root or cannot be in the image.
+        """
+        components = split_path(path)
+        if not components:
+            raise ConversionError(f"{shown(path)}: the root can only be a directory")
+        name = components.pop()
+        directory = self._walk(components, path, create=True)
+        if directory is None:
+            raise AssertionError("a walk that creates always arrives")
+        return directory, name
+
+    def put(self, directory: Directory, name: bytes, child: Inode | HardLink) -> None:
+        """Bind ``name``, replacing what it was.
+
+        A directory in place of anything else is opaque: the other thing hid what lower
+        layers have there, and unpacking would have removed that.
+        """
+        if isinstance(child, Directory):
+            child.parent = directory
+            child.opaque = directory.children.get(name) is not None
+        directory.children[name] = child
+
+    def put_directory(self, path: bytes, attributes: Attributes) -> None:
+        """Make a directory, or give one that is there other attributes."""
+        if not split_path(path):
+            self.root.attributes = attributes
+            return
+        directory, name = self.locate(path)
+        present = directory.children.get(name)
+        if isinstance(present, Directory):
+            present.attributes = attributes
+        else:
+            self.put(directory, name, Directory(attributes))
+
+    def put_hard_link(self, path: bytes, target: bytes) -> None:
+        """Bind the name to the inode of ``target``, now or when the tree is complete.
+
+        Raises:
+            ConversionError: the target is a directory.
+        """
+        directory, name = self.locate(path)
+        found = self._lookup(target, path)
+        if isinstance(found, Directory):
+            raise _link_to_directory(path, target)
+        if found is None or isinstance(found, HardLink):
+            self.put(directory, name, HardLink(path, target))
+        else:
+            self.put(directory, name, found)
+
+    def put_whiteout(self, path: bytes, attributes: Attributes) -> None:
+        """Hide the name of lower layers, but nothing that this layer has itself."""
+        directory, name = self.locate(path)
+        present = directory.children.get(name)
+        if present is None:
+            self.put(directory, name, Inode(stat.S_IFCHR, attributes))
+        elif isinstance(present, Directory):
+            present.opaque = True
+
+    def set_opaque(self, path: bytes) -> None:
+        """Hide what lower layers have in the directory, which is made if need be."""
+        directory = self._walk(split_path(path), path, create=True)
+        if directory is None:
+            raise AssertionError("a walk that creates always arrives")
+        directory.opaque = True
+
+    def complete(self) -> None:
+        """Resolve hard links, count links, sort names, express opaqueness as xattrs.
+
+        Raises:
+            ConversionError: a hard link whose target is missing or a directory.
+        """
+        self.root.nlink = 2
+        pending = [self.root]
+        while pending:
+            directory = pending.pop()
+            has_whiteouts = False
+            directory.children = dict(sorted(directory.children.items()))
+            for name, child in directory.children.items():
+                inode = self._resolve(child) if isinstance(child, HardLink) else child
+                directory.children[name] = inode
+                if isinstance(inode, Directory):
+                    inode.nlink = 2
+                    directory.nlink += 1
+                    pending.append(inode)
+                else:
+                    inode.nlink += 1
+                    has_whiteouts |= inode.is_whiteout
+            if directory.opaque or has_whiteouts:
+                xattrs = directory.attributes.xattrs
+                if directory.opaque:
+                    xattrs = with_xattr(xattrs, OPAQUE)
+                if has_whiteouts:
+                    xattrs = with_xattr(xattrs, ORIGIN)
+                directory.attributes = directory.attributes._replace(xattrs=xattrs)
+
+    def _resolve(self, link: HardLink) -> Inode:
+        """The inode at the end of a chain of links, remembered in each of them."""
+        chain: list[HardLink] = []
+        found: Inode | HardLink | None = link
+        while isinstance(found, HardLink) and not found.visited:
+            found.visited = True
+            chain.append(found)
+            found = self._lookup(found.target, found.path)
+        if isinstance(found, HardLink):
+            found = found.inode
+        last = chain[-1] if chain else link
+        if found is None:
+            raise ConversionError(
+                f"{shown(last.path)}: hard link to {shown(last.target)}, which this layer does "
+                "not have (links to files of lower layers cannot be converted)"
+            )
+        if isinstance(found, Directory):
+            raise _link_to_directory(last.path, last.target)
+        for member in chain:
+            member.inode = found
+        return found
+
+    def _lookup(self, path: bytes, wanted_by: bytes) -> Inode | HardLink | None:
+        """What a path means now; a symlink at its end is not followed."""
+        components = split_path(path)
+        if not components:
+            return self.root
+        name = components.pop()
+        directory = self._walk(components, wanted_by, create=False)
+        return directory.children.get(name) if directory is not None else None
+
+    def _walk(self, components: list[bytes], path: bytes, *, create: bool) -> Directory | None:
+        """The directory at ``components``; None if it is not there and not to be made."""
+        here = self.root
+        left = components[::-1]
+        hops = 0
+        while left:
+            name = left.pop()
+            child = here.children.get(name)
+            if isinstance(child, Directory):
+                here = child
+            elif isinstance(child, Symlink):
+                hops += 1
+                if hops > MAX_SYMLINK_HOPS:
+                    raise ConversionError(f"{shown(path)}: too many symlinks on the way")
+                if child.target.startswith(b"/"):
+                    here = self.root
+                parts = child.target.split(b"/")
+                left += [part for part in reversed(parts) if part not in (b"", b".")]
+            elif name == b"..":
+                here = here.parent
+            elif child is None or (isinstance(child, Inode) and child.is_whiteout):
+                if not create:
+                    return None
+                if len(name) > EROFS_NAME_LEN:
+                    raise ConversionError(
+                        f"{shown(path)}: a symlink on the way has a name too long"
+                    )
+                made = Directory(IMPLIED_DIRECTORY)
+                self.put(here, name, made)
+                here = made
+            elif create:
+                raise ConversionError(f"{shown(path)}: {shown(name)} on the way is no directory")
+            else:
+                return None
+        return here
+
+
+def _link_to_directory(path: bytes, target: bytes) -> ConversionError:
+    return ConversionError(f"{shown(path)}: hard link to the directory {shown(target)}")
