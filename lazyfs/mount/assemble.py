@@ -1,0 +1,224 @@
+"""Builds the graph of objects behind a mount, and owns the tasks that fetch for it.
+
+MergedTree( ErofsLayer( VerityLayer( PieceFetcher(RegistrySource), HashPieces ) ), ... )
+"""
+
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+
+from cache.directory import DirectoryStore
+from cache.errors import CacheError
+from cache.flights import Flights
+from cache.memo import Memo
+from cache.memory import MemoryStore
+from lazyfs.errors import LazyfsError, MountError, SourceUnavailableError
+from lazyfs.image.erofs_layer import ErofsLayer
+from lazyfs.image.merged import MergedTree
+from lazyfs.image.nodes import MAX_LAYER
+from lazyfs.image.single import SingleTree
+from lazyfs.interfaces import ImageTree
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.fetcher import Engine
+from lazyfs.layer.local import LocalFile
+from lazyfs.layer.open import LayerContext, OpenLayer, open_layer
+from lazyfs.layer.pages import PageMemory
+from lazyfs.layer.source import RegistrySource
+from lazyfs.localname import parse_local_image
+from lazyfs.mount.options import MountedImage, MountOptions
+from lazyfs.mount.report import ImageReport, LayerReport, LocalReport
+from lazyfs.plan import MAX_LAYERS, LayerPlan, plan_layers
+from lazyfs.resolve import ResolvedImage, resolve_image
+from registry.errors import RegistryError
+from registry.interfaces import Access, ImageSource
+from registry.transports import open_source
+
+REQUESTS_AT_ONCE = 16
+"""Range requests under way for one mount."""
+
+WORKER_THREADS = 2
+"""Threads that hash and decompress arriving chunks; more than two brought nothing."""
+
+MEMORY_STORE_BYTES = 64 << 20
+"""Chunks kept in memory when the cache folder cannot be used."""
+
+DERIVED_BYTES = 24 << 20
+"""Decompressed pclusters kept in memory."""
+
+PREFETCH_BYTES = 8 << 20
+"""The background fetch asks for the image in steps of this length."""
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+assert MAX_LAYERS <= MAX_LAYER  # noqa: S101 - relation of constants
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedImage:
+    """An image ready to be served."""
+
+    tree: ImageTree
+    report: ImageReport | LocalReport
+
+    def status(self) -> dict[str, object]:
+        """What ``lazyfs status`` shows."""
+        return self.report.document()
+
+
+@asynccontextmanager
+async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedImage]:
+    """Open an image for a mount; what it fetches in the background ends with the block.
+
+    Raises:
+        LazyfsError: it cannot be mounted, and why.
+    """
+    local = parse_local_image(name)
+    if local is not None:
+        async with _open_local(name, local) as opened:
+            yield opened
+        return
+    try:
+        access = Access(plain_http=options.plain_http, timeout_s=options.timeout_s)
+        async with open_source(name, access) as source:
+            with trio.fail_after(options.timeout_s or math.inf):
+                resolved = await resolve_image(source, options.platform)
+            plans = plan_layers(resolved.manifest.layers, options.verify)
+            async with (
+                _background() as nursery,
+                _open_engine(options, nursery) as engine,
+            ):
+                yield await _open_layers(source, resolved, plans, engine, options)
+    except RegistryError as error:
+        raise SourceUnavailableError(str(error)) from error
+    except trio.TooSlowError as error:
+        raise SourceUnavailableError(
+            f"{name}: no answer within {options.timeout_s:g} s (--timeout sets this)"
+        ) from error
+
+
+@asynccontextmanager
+async def _background() -> AsyncIterator[trio.Nursery]:
+    """A nursery whose tasks end with the block, and whose block's error stays single."""
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except Exception as error:  # noqa: BLE001 - raised again below, outside the nursery
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+@asynccontextmanager
+async def _open_engine(options: MountOptions, nursery: trio.Nursery) -> AsyncIterator[Engine]:
+    """The store and the limits that the layers of a mount share."""
+    requests = trio.CapacityLimiter(REQUESTS_AT_ONCE)
+    workers = trio.CapacityLimiter(WORKER_THREADS)
+    try:
+        folder = await DirectoryStore.open(options.cache_dir, options.cache_size_bytes)
+    except CacheError as error:
+        log.warning("mounting without a cache on disk: %s", error)
+        memory = MemoryStore(MEMORY_STORE_BYTES)
+        yield Engine(nursery, memory, Flights(None), options.timeout_s, requests, workers)
+        return
+    with folder:
+        flights = Flights(folder.locks_directory)
+        yield Engine(nursery, folder, flights, options.timeout_s, requests, workers)
+
+
+async def _open_layers(
+    source: ImageSource,
+    resolved: ResolvedImage,
+    plans: Sequence[LayerPlan],
+    engine: Engine,
+    options: MountOptions,
+) -> OpenedImage:
+    pages = PageMemory()
+    derived = Memo(DERIVED_BYTES)
+    reports: dict[int, LayerReport] = {}
+
+    async def open_one(number: int, plan: LayerPlan) -> ErofsLayer:
+        digest = plan.descriptor.digest
+        name = f"{resolved.name} layer {number + 1} ({digest.algorithm}:{digest.encoded[:12]})"
+        counters = LayerCounters()
+        blob = RegistrySource(await source.open_blob(plan.descriptor), counters)
+        context = LayerContext(number, name, options.verify, engine, pages)
+        opened = await open_layer(plan, blob, counters, context)
+        reports[number] = LayerReport(plan.descriptor, opened, counters)
+        layer = ErofsLayer(number, [opened.reader], derived)
+        try:
+            await layer.open()
+        except LazyfsError as error:
+            raise type(error)(f"{name}: {error}") from error
+        return layer
+
+    layers = await _all_of([partial(open_one, *item) for item in enumerate(plans)])
+    ordered = tuple(reports[number] for number in range(len(plans)))
+    if options.prefetch == "all":
+        for report in ordered:
+            engine.nursery.start_soon(_prefetch, report.opened)
+    return OpenedImage(MergedTree(layers), ImageReport(resolved, ordered, engine.store, options))
+
+
+async def _all_of(makers: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """The results of all makers, side by side; the first error ends the others."""
+    results: dict[int, T] = {}
+    failures: list[Exception] = []
+
+    async def run(number: int, make: Callable[[], Awaitable[T]]) -> None:
+        try:
+            results[number] = await make()
+        except Exception as error:  # noqa: BLE001 - raised again below, without a group
+            failures.append(error)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for number, make in enumerate(makers):
+            nursery.start_soon(run, number, make)
+    if failures:
+        raise failures[0]
+    return [results[number] for number in range(len(makers))]
+
+
+async def _prefetch(opened: OpenLayer) -> None:
+    """Read a whole layer once, in the background; what fails is left to those who want it."""
+    size = opened.reader.size_bytes
+    for offset in range(0, size, PREFETCH_BYTES):
+        try:
+            await opened.reader.read(offset, min(PREFETCH_BYTES, size - offset))
+        except LazyfsError as error:
+            log.warning("background fetch stops: %s", error)
+            return
+
+
+@asynccontextmanager
+async def _open_local(name: str, paths: Sequence[str]) -> AsyncIterator[MountedImage]:
+    pages = PageMemory()
+    files: list[LocalFile] = []
+    try:
+        for number, path in enumerate(paths):
+            files.append(LocalFile(number, Path(path), pages))
+        layer = ErofsLayer(0, files, Memo(DERIVED_BYTES))
+        await layer.open()
+        missing = len(layer.image.devices) - (len(files) - 1)
+        if missing > 0:
+            raise MountError(
+                f"{name} has data on {len(layer.image.devices)} more devices; "
+                "name each as ,device=FILE"
+            )
+        yield OpenedImage(SingleTree(layer), LocalReport(name, files))
+    except OSError as error:
+        raise MountError(f"{error.filename}: {error.strerror}") from error
+    finally:
+        for file in files:
+            file.close()

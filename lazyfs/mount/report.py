@@ -1,0 +1,132 @@
+"""What ``lazyfs status`` shows of an opened image: a JSON document, made without waiting."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cache.directory import DirectoryStore
+from cache.store import ChunkStore
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.local import LocalFile
+from lazyfs.layer.open import OpenLayer
+from lazyfs.mount.options import MountOptions
+from lazyfs.resolve import ResolvedImage
+from registry.manifest import Descriptor
+
+MAX_COUNTED_CHUNKS = 20_000
+"""With more chunks than this, those in the cache are not counted: each costs a system call."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One layer, as far as status needs it."""
+
+    descriptor: Descriptor
+    opened: OpenLayer
+    counters: LayerCounters
+
+    def document(self, store: ChunkStore) -> dict[str, object]:
+        """The layer's part of the status."""
+        chunks = self.opened.chunks
+        count = len(chunks.table) if chunks else 0
+        cached = None
+        if chunks and count <= MAX_COUNTED_CHUNKS:
+            cached = sum(store.contains(chunks.piece(index).key) for index in range(count))
+        return {
+            "digest": str(self.descriptor.digest),
+            "mode": self.opened.mode.value,
+            "lazy": self.opened.lazy,
+            "why": self.opened.why,
+            "verity": self.opened.proof,
+            "size_bytes": self.opened.reader.size_bytes,
+            "blob_bytes": self.descriptor.size_bytes,
+            "chunks": count,
+            "chunks_cached": cached,
+            **_counts(self.counters),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReport:
+    """An image from a registry, a folder or an archive."""
+
+    resolved: ResolvedImage
+    layers: Sequence[LayerReport]
+    store: ChunkStore
+    options: MountOptions
+
+    def document(self) -> dict[str, object]:
+        """The status of this moment."""
+        return {
+            "image": self.resolved.name,
+            "digest": str(self.resolved.descriptor.digest),
+            "platform": self.resolved.platform,
+            "verify": self.options.verify.value,
+            "layers": [layer.document(self.store) for layer in self.layers],
+            "totals": _totals([layer.counters for layer in self.layers]),
+            "cache": {
+                "path": str(self.options.cache_dir)
+                if isinstance(self.store, DirectoryStore)
+                else None,
+                "usage_bytes": self.store.usage_bytes(),
+                "limit_bytes": self.options.cache_size_bytes,
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LocalReport:
+    """A local EROFS image and its devices."""
+
+    name: str
+    files: Sequence[LocalFile]
+
+    def document(self) -> dict[str, object]:
+        """The status of this moment."""
+        return {
+            "image": self.name,
+            "digest": None,
+            "platform": None,
+            "verify": "off",
+            "layers": [
+                {
+                    "digest": None,
+                    "mode": "local",
+                    "lazy": True,
+                    "why": "a local file, read in place",
+                    "verity": "nothing: the file is the user's own",
+                    "size_bytes": file.size_bytes,
+                    "blob_bytes": file.size_bytes,
+                    "chunks": 0,
+                    "chunks_cached": 0,
+                    **_counts(file.counters),
+                }
+                for file in self.files
+            ],
+            "totals": _totals([file.counters for file in self.files]),
+            "cache": None,
+        }
+
+
+def _counts(counters: LayerCounters) -> dict[str, object]:
+    return {
+        "fetched_bytes": counters.fetched_bytes,
+        "requests": counters.requests,
+        "errors": counters.errors,
+        "last_error": counters.last_error,
+        "notes": list(counters.notes),
+    }
+
+
+def _totals(layers: Sequence[LayerCounters]) -> dict[str, int]:
+    return {
+        name: sum(getattr(counters, name) for counters in layers)
+        for name in (
+            "fetched_bytes",
+            "read_bytes",
+            "requests",
+            "cache_hits",
+            "cache_misses",
+            "verification_failures",
+            "errors",
+        )
+    }
