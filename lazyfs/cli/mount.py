@@ -1,0 +1,182 @@
+"""Mount an image on a directory.
+
+The command returns when the mount is usable; a process of its own then serves it in the
+background, until "lazyfs umount DIR" (or "umount DIR") takes it down. Only what is read is
+fetched. What is read is verified, and kept in a cache that all mounts of a user share.
+
+Nothing needs root: other users then need the fuse3 package, and only they themselves can look
+into the mount (--allow-other).
+
+Examples:
+  lazyfs mount docker.io/library/debian@sha256:... /mnt
+  lazyfs mount localhost:5000/app:1.2 /mnt          a registry on this machine
+  lazyfs mount oci:images/app:1.2 app --mkdir       an OCI layout folder
+  lazyfs mount erofs:meta.erofs,device=data.img /mnt
+  lazyfs mount app:1.2 /mnt --timeout 10s           give up on a dead registry after 10 s
+  lazyfs mount app:1.2 /mnt --prefetch all          use it at once, fetch the rest meanwhile
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from lazyfs.cli.values import format_size, seconds, size
+from lazyfs.errors import MountError
+from lazyfs.model import VerifyMode
+from lazyfs.mount.mountpoint import prepare
+from lazyfs.mount.options import (
+    DEFAULT_CACHE_SIZE_BYTES,
+    DEFAULT_TIMEOUT_S,
+    PREFETCH_CHOICES,
+    MountOptions,
+    default_cache_dir,
+)
+from lazyfs.mount.request import MountRequest, absolute_image
+from lazyfs.mount.runtime import MountState, base_folder, create_folder, sweep
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("image", metavar="IMAGE", help='see "lazyfs --help" for how to name one')
+    parser.add_argument("directory", metavar="DIR", help="where to mount it; must exist")
+    parser.add_argument("--mkdir", action="store_true", help="create DIR if it does not exist")
+    parser.add_argument(
+        "--foreground",
+        action="store_true",
+        help="serve the mount in this process; Ctrl-C or SIGTERM unmounts",
+    )
+    parser.add_argument(
+        "--platform",
+        metavar="OS/ARCH[/VARIANT]",
+        help="which image of an index to mount (default: this machine's)",
+    )
+    _add_fetching(parser)
+    _add_permissions(parser)
+    parser.add_argument("--quiet", action="store_true", help="no warnings, only errors")
+
+
+def _add_fetching(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("fetching and keeping")
+    group.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        type=Path,
+        default=default_cache_dir(),
+        help="where fetched chunks are kept (default: %(default)s)",
+    )
+    group.add_argument(
+        "--cache-size",
+        metavar="SIZE",
+        type=_cache_size,
+        default=DEFAULT_CACHE_SIZE_BYTES,
+        help="limit of the cache, such as 500MiB; what was not used for longest goes first; "
+        f"0: no limit (default: {format_size(DEFAULT_CACHE_SIZE_BYTES)})",
+    )
+    group.add_argument(
+        "--verify",
+        choices=[mode.value for mode in VerifyMode],
+        default=VerifyMode.ALWAYS.value,
+        help="always: what is fetched and what comes back from the cache (default); "
+        "fetch: only what is fetched, the cache is trusted; off: nothing",
+    )
+    group.add_argument(
+        "--timeout",
+        metavar="TIME",
+        type=seconds,
+        default=DEFAULT_TIMEOUT_S,
+        help="after this time a read that waits for the network fails with EIO; such as 500ms, "
+        f"30s, 2m; 0: never (default: {DEFAULT_TIMEOUT_S:g}s)",
+    )
+    group.add_argument(
+        "--prefetch",
+        choices=PREFETCH_CHOICES,
+        default="none",
+        help="all: fetch the whole image in the background, behind what is being read "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--plain-http",
+        action="store_true",
+        help="talk HTTP without TLS to any registry (loopback names may use it anyway)",
+    )
+
+
+def _add_permissions(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("permissions")
+    group.add_argument(
+        "--allow-other",
+        action="store_true",
+        help="let other users into the mount (root's mounts always do); for users other than "
+        "root /etc/fuse.conf must say user_allow_other",
+    )
+    group.add_argument(
+        "--suid", action="store_true", help="honour set-user-ID bits in the image (root only)"
+    )
+    group.add_argument(
+        "--dev", action="store_true", help="honour device nodes in the image (root only)"
+    )
+
+
+def _cache_size(text: str) -> int | None:
+    return size(text) or None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mount the image."""
+    options = MountOptions(
+        cache_dir=args.cache_dir.absolute(),
+        cache_size_bytes=args.cache_size,
+        verify=VerifyMode(args.verify),
+        platform=args.platform,
+        timeout_s=args.timeout,
+        prefetch=args.prefetch,
+        plain_http=args.plain_http,
+        allow_other=args.allow_other,
+        suid=args.suid,
+        dev=args.dev,
+    )
+    if (args.suid or args.dev) and os.geteuid() != 0:
+        raise MountError("--suid and --dev are for root only")
+    sweep()
+    needed = (options.cache_dir, base_folder())
+    existed = os.path.lexists(args.directory)
+    mountpoint = prepare(args.directory, needed, create=args.mkdir)
+    done = False
+    try:
+        image = absolute_image(args.image, Path.cwd())
+        folder, lock = create_folder(MountState(mountpoint, image, os.getpid(), time.time()))
+        try:
+            request = MountRequest(image, mountpoint, options, folder)
+            status = _mount(request, lock, args)
+        finally:
+            os.close(lock)
+        done = True
+        return status
+    finally:
+        if not done and not existed:
+            _remove_directory(mountpoint)
+
+
+def _mount(request: MountRequest, lock: int, args: argparse.Namespace) -> int:
+    def show(warning: str) -> None:
+        if not args.quiet:
+            print(f"lazyfs mount: {warning}", file=sys.stderr)
+
+    if args.foreground:
+        from lazyfs.mount.foreground import serve_in_foreground
+
+        return serve_in_foreground(request, show)
+    from lazyfs.mount.start import start_in_background
+
+    start_in_background(request, lock, debug=args.debug, show=show)
+    return 0
+
+
+def _remove_directory(path: str) -> None:
+    """Take back what --mkdir made, as far as it is empty."""
+    try:
+        Path(path).rmdir()
+    except OSError:
+        return

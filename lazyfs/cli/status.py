@@ -1,0 +1,174 @@
+"""Show what is mounted, how much was fetched for it, and what went wrong.
+
+A layer is lazy if its parts can be fetched one by one; "why" says why it is or is not. With
+--json the answer is a list with one object for each mount, also if DIR is given.
+
+Examples:
+  lazyfs status
+  lazyfs status /mnt
+  lazyfs status /mnt --json | jq '.[0].totals'
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from lazyfs.cli.values import format_size
+from lazyfs.mount.census import census
+
+PLAIN_WIDTH = 200
+"""Columns where the output is not a terminal: wide enough not to break lines."""
+
+Document = Mapping[str, object]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", help="only this mount (default: all of this user)"
+    )
+    parser.add_argument("--json", action="store_true", help="a list of JSON objects")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the status."""
+    documents = census(args.directory)
+    if args.json:
+        print(json.dumps(documents, indent=2))
+        return 0
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PLAIN_WIDTH)
+    for document in documents:
+        console.print(_summary(document))
+        layers = _objects(document.get("layers"))
+        if layers:
+            console.print(_layers(layers))
+        console.print()
+    return 0
+
+
+def _summary(document: Document) -> Table:
+    """The mount itself, one fact a line."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for label, value in _facts(document):
+        table.add_row(label, escape(value))
+    return table
+
+
+def _facts(document: Document) -> list[tuple[str, str]]:
+    """What is known, in the order in which a person wants it."""
+    totals = _object(document.get("totals"))
+    cache = _object(document.get("cache"))
+    fuse = _object(document.get("fuse"))
+    facts = [
+        ("mount", str(document["mountpoint"])),
+        ("image", str(document["image"])),
+        ("state", _state(document)),
+        ("daemon", f"process {document['pid']}, up {_duration(document.get('uptime_s'))}"),
+    ]
+    if document.get("digest"):
+        facts.append(("digest", f"{document['digest']} ({document.get('platform')})"))
+    if totals:
+        hits, misses = _number(totals, "cache_hits"), _number(totals, "cache_misses")
+        facts += [
+            ("fetched", f"{_size(totals, 'fetched_bytes')} in {totals.get('requests')} requests"),
+            ("read", f"{_size(totals, 'read_bytes')} of the layers; {_read_by_users(fuse)}"),
+            ("cache", f"{hits} hits, {misses} misses; {_cache(cache)}"),
+            ("errors", _errors(totals, fuse)),
+            ("verify", f"{document.get('verify')}"),
+        ]
+    return facts
+
+
+def _state(document: Document) -> str:
+    problem = document.get("problem")
+    return f"{document['state']}: {problem}" if problem else str(document["state"])
+
+
+def _read_by_users(fuse: Document) -> str:
+    operations = sum(
+        count for count in _object(fuse.get("operations")).values() if isinstance(count, int)
+    )
+    return f"{_size(fuse, 'read_bytes')} of files, {operations} file system requests"
+
+
+def _cache(cache: Document) -> str:
+    limit = _size(cache, "limit_bytes") if cache.get("limit_bytes") else "no limit"
+    return f"{_size(cache, 'usage_bytes')} of {limit} in {cache.get('path')}"
+
+
+def _errors(totals: Document, fuse: Document) -> str:
+    failures = ", ".join(f"{count} {name}" for name, count in _object(fuse.get("failures")).items())
+    return (
+        f"{totals.get('errors')}, of them {totals.get('verification_failures')} failed "
+        f"verifications; readers got {failures or 'none'}"
+    )
+
+
+def _layers(layers: Sequence[Document]) -> Table:
+    """One row for each layer."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for title in ("layer", "lazy", "verified by", "size", "blob", "fetched", "requests", "chunks"):
+        table.add_column(title, overflow="fold")
+    table.add_column("why, notes, errors", overflow="fold")
+    for number, layer in enumerate(layers):
+        notes = layer.get("notes")
+        remarks = [layer.get("why"), *(notes if isinstance(notes, list) else [])]
+        if _number(layer, "errors"):
+            remarks.append(f"{layer.get('errors')} errors, the last: {layer.get('last_error')}")
+        cells = (
+            f"{number} {_short(layer.get('digest'))}",
+            "yes" if layer.get("lazy") else "no",
+            layer.get("verity"),
+            _size(layer, "size_bytes"),
+            _size(layer, "blob_bytes"),
+            _size(layer, "fetched_bytes"),
+            layer.get("requests"),
+            f"{layer.get('chunks_cached')}/{layer.get('chunks')}",
+            "; ".join(str(remark) for remark in remarks if remark),
+        )
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    return table
+
+
+def _short(digest: object) -> str:
+    """Enough of a digest to tell layers apart."""
+    algorithm, colon, encoded = str(digest).partition(":")
+    return f"{algorithm}{colon}{encoded[:12]}"
+
+
+def _duration(seconds: object) -> str:
+    """Seconds for a person, such as ``2 h 5 min``."""
+    if not isinstance(seconds, int | float):
+        return "?"
+    minutes = int(seconds) // 60
+    if minutes == 0:
+        return f"{int(seconds)} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 60 * 24:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes // (60 * 24)} d {minutes // 60 % 24} h"
+
+
+def _number(document: Document, key: str) -> int | float:
+    value = document.get(key)
+    return value if isinstance(value, int | float) else 0
+
+
+def _size(document: Document, key: str) -> str:
+    return format_size(_number(document, key))
+
+
+def _object(value: object) -> Document:
+    """The value if it is a JSON object, else an empty one: a daemon of another version answers."""
+    return value if isinstance(value, dict) else {}
+
+
+def _objects(value: object) -> list[Document]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []

@@ -1,0 +1,172 @@
+"""The runtime folder: what is known about each mount, outside of its daemon.
+
+Every mount has a folder of its own in ``base_folder()``:
+
+    lock          held (flock) by the daemon while it lives: the kernel lets go when it dies
+    state.json    MountState
+    control.sock  answers each connection with one JSON document
+    log           what a daemon in the background says
+
+A folder appears complete and locked (it is renamed into place), so a folder whose lock is
+free belongs to a daemon that is dead.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lazyfs.errors import MountError
+from lazyfs.mount.mountinfo import MountEntry, current_mounts, top_mount
+
+
+@dataclass(frozen=True, slots=True)
+class MountState:
+    """Facts about a mount that do not change while it is served."""
+
+    mountpoint: str
+    image: str
+    pid: int
+    """The daemon; before it has mounted, the process that starts it."""
+    started_s: float
+    """Seconds since the epoch."""
+    device: str | None = None
+    """``MAJOR:MINOR`` of the mount; None before it is made."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFolder:
+    """The folder of one mount."""
+
+    path: Path
+
+    @property
+    def log(self) -> Path:
+        """What the daemon says."""
+        return self.path / "log"
+
+    @property
+    def control(self) -> Path:
+        """The daemon's socket."""
+        return self.path / "control.sock"
+
+    def write_state(self, state: MountState) -> None:
+        """Replace the state; a reader sees the old or the new one."""
+        new = self.path / ".state.json"
+        new.write_text(json.dumps(dataclasses.asdict(state)))
+        new.replace(self.path / "state.json")
+
+    def read_state(self) -> MountState | None:
+        """The state; None if the folder is gone or not one of ours."""
+        try:
+            return MountState(**json.loads((self.path / "state.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def is_alive(self) -> bool:
+        """Whether the daemon, or the process that starts it, lives."""
+        try:
+            descriptor = os.open(self.path / "lock", os.O_RDONLY)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(descriptor)
+        return False
+
+    def remove(self) -> None:
+        """Remove the folder; not an error if it is gone."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class KnownMount:
+    """A mount as the runtime folder and the kernel tell of it."""
+
+    folder: RuntimeFolder
+    state: MountState
+    alive: bool
+    """The daemon lives."""
+    mounted: bool
+    """The kernel has the mount in its place."""
+
+
+def base_folder() -> Path:
+    """The folder of this user's runtime folders; it is created if needed.
+
+    Raises:
+        MountError: it is not safely ours.
+    """
+    user = os.geteuid()
+    if user == 0:
+        path = Path("/run/lazyfs")
+    elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        path = Path(runtime) / "lazyfs"
+    else:
+        path = Path(tempfile.gettempdir()) / f"lazyfs-{user}"
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != user or found.st_mode & 0o077:
+        raise MountError(f"{path} is not a folder that only its owner (user {user}) may use")
+    return path
+
+
+def create_folder(state: MountState) -> tuple[RuntimeFolder, int]:
+    """Make the folder of a new mount; return it with the descriptor that holds its lock.
+
+    Raises:
+        MountError: another process has, or is making, a mount in the same place.
+        OSError: the folder could not be made.
+    """
+    base = base_folder()
+    unfinished = RuntimeFolder(Path(tempfile.mkdtemp(prefix=".new-", dir=base)))
+    lock = os.open(unfinished.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    unfinished.write_state(state)
+    folder = RuntimeFolder(unfinished.path.rename(base / secrets.token_hex(6)))
+    for other in known_mounts():
+        same_place = other.state.mountpoint == state.mountpoint and other.folder != folder
+        if same_place and other.alive and (other.mounted or other.state.device is None):
+            folder.remove()
+            os.close(lock)
+            raise MountError(
+                f"{state.mountpoint} has, or is about to have, a lazyfs mount "
+                f"(process {other.state.pid})"
+            )
+    return folder, lock
+
+
+def known_mounts() -> list[KnownMount]:
+    """All mounts of this user, in the order in which they were started."""
+    entries = current_mounts()
+    return sorted(_known_mounts(entries), key=lambda mount: mount.state.started_s)
+
+
+def _known_mounts(entries: list[MountEntry]) -> Iterator[KnownMount]:
+    for path in base_folder().iterdir():
+        folder = RuntimeFolder(path)
+        if path.name.startswith(".") or (state := folder.read_state()) is None:
+            continue
+        alive = folder.is_alive()
+        top = top_mount(state.mountpoint, entries)
+        mounted = top is not None and top.device == state.device
+        yield KnownMount(folder, state, alive, mounted)
+
+
+def sweep() -> None:
+    """Remove what dead daemons left whose mounts are gone too."""
+    for mount in known_mounts():
+        if not mount.alive and not mount.mounted:
+            mount.folder.remove()

@@ -1,0 +1,127 @@
+"""Starts the daemon in the background and waits until its mount is usable."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from lazyfs.errors import MountError
+from lazyfs.mount.request import MountRequest
+from lazyfs.mount.unmount import remove_mount
+
+DAEMON_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "lazyfs.mount")
+
+END_WITHIN_S = 10.0
+"""How long a daemon that is told to end may take before it is killed."""
+
+MAX_LINE_BYTES = 1 << 20
+LOG_TAIL_BYTES = 2000
+
+
+def start_in_background(
+    request: MountRequest,
+    lock: int,
+    *,
+    debug: bool,
+    show: Callable[[str], None],
+) -> None:
+    """Return when the mount is usable; on any failure nothing of it is left.
+
+    Args:
+        request: what to mount where.
+        lock: the descriptor that holds the runtime folder's lock; the daemon keeps it.
+        debug: the daemon logs much.
+        show: given each warning that comes while the image is opened.
+
+    Raises:
+        MountError: with the daemon's reason.
+        KeyboardInterrupt: the user did not want to wait.
+    """
+    reader, writer = os.pipe()
+    with os.fdopen(reader, "rb") as report:
+        try:
+            process = _spawn(request, lock, writer, debug=debug)
+        finally:
+            os.close(writer)
+        try:
+            failure = _wait_for_word(report.readline, show)
+            if failure is None:
+                process.returncode = 0  # it lives on without us: there is nothing to wait for
+                return
+        except BaseException:
+            _end(process)
+            _clean_up(request)
+            raise
+        _end(process)
+        failure = failure or _last_words(process, request.folder.log)
+        _clean_up(request)
+        raise MountError(failure)
+
+
+def _spawn(
+    request: MountRequest, lock: int, report: int, *, debug: bool
+) -> "subprocess.Popen[bytes]":
+    """Start a process of its own session that inherits nothing but two descriptors."""
+    package = os.fspath(Path(__file__).parents[2])
+    path = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+    words = [*DAEMON_COMMAND, "--report-fd", str(report), "--lock-fd", str(lock)]
+    with request.folder.log.open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - our own program
+            [*words, *(["--debug"] if debug else []), request.to_json()],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            pass_fds=(lock, report),
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        )
+
+
+def _wait_for_word(read_line: Callable[[int], bytes], show: Callable[[str], None]) -> str | None:
+    """Wait for the daemon's last line: None if the mount is ready, else why not ("": unsaid)."""
+    while line := read_line(MAX_LINE_BYTES):
+        try:
+            word = json.loads(line)
+        except ValueError:
+            continue
+        if "ready" in word:
+            return None
+        if "error" in word:
+            return str(word["error"])
+        if "warning" in word:
+            show(str(word["warning"]))
+    return ""
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    """Make sure that the process is gone."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(END_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _last_words(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    """What is known of a daemon that ended without giving a reason."""
+    try:
+        tail = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+    except OSError:
+        tail = ""
+    how = (
+        f"was killed by {signal.Signals(-process.returncode).name}"
+        if process.returncode < 0
+        else f"ended with status {process.returncode}"
+    )
+    return f"the daemon {how} before the mount was ready" + (f"; its log: {tail}" if tail else "")
+
+
+def _clean_up(request: MountRequest) -> None:
+    """Remove what a daemon that was killed could not."""
+    remove_mount(request.mountpoint)
+    request.folder.remove()

@@ -1,0 +1,154 @@
+"""Taking a mount down, whatever state its daemon is in."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+
+from lazyfs.errors import MountError
+from lazyfs.mount.holders import holders
+from lazyfs.mount.mountinfo import FILE_SYSTEM_TYPE, current_mounts, top_mount
+from lazyfs.mount.mountpoint import resolve
+from lazyfs.mount.runtime import KnownMount, known_mounts
+
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+# sys/mount.h
+
+END_WITHIN_S = 10.0
+"""How long a daemon whose mount is gone may take to end before it is killed."""
+
+FUSERMOUNT_WITHIN_S = 30.0
+
+
+def unmount(directory: str, *, lazy: bool) -> None:
+    """Unmount ``directory``, see its daemon end, and remove its runtime folder.
+
+    A dead daemon's mount goes even if it is in use: nobody can use it.
+
+    Args:
+        directory: as the user wrote it.
+        lazy: detach it now; its daemon serves who still uses it, and ends with the last.
+
+    Raises:
+        MountError: it is no lazyfs mount, or busy (with who holds it), or may not be unmounted.
+    """
+    mountpoint = resolve(directory)
+    here = [mount for mount in known_mounts() if mount.state.mountpoint == mountpoint]
+    top = top_mount(mountpoint, current_mounts())
+    if top is None or top.file_system_type != FILE_SYSTEM_TYPE:
+        _forget_dead(directory, here)
+        return
+    known = next((mount for mount in here if mount.state.device == top.device), None)
+    with _watched(known) as daemon:
+        detach(mountpoint, lazy=lazy or (known is not None and daemon is None))
+        if known is None or (lazy and daemon is not None):
+            return
+        if daemon is not None:
+            _wait_for_end(daemon)
+        known.folder.remove()
+
+
+def remove_mount(mountpoint: str) -> None:
+    """Remove a lazyfs mount that should not be there, used or not; no error if there is none."""
+    top = top_mount(mountpoint, current_mounts())
+    if top is not None and top.file_system_type == FILE_SYSTEM_TYPE:
+        with contextlib.suppress(MountError):
+            detach(mountpoint, lazy=True)
+
+
+def detach(mountpoint: str, *, lazy: bool) -> None:
+    """Take the topmost mount off ``mountpoint``.
+
+    Raises:
+        MountError: busy, or not allowed.
+    """
+    try:
+        if os.geteuid() == 0:
+            _umount2(mountpoint, UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0))
+        else:
+            _fusermount(mountpoint, lazy=lazy)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise MountError(f"cannot unmount {mountpoint}: {error.strerror}") from error
+        found = holders(mountpoint)
+        held = f"held by {', '.join(found)}" if found else "held by nobody that can be seen"
+        raise MountError(f"{mountpoint} is busy: {held} (--lazy detaches it anyway)") from error
+
+
+def _umount2(mountpoint: str, flags: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(mountpoint), flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), mountpoint)
+
+
+def _fusermount(mountpoint: str, *, lazy: bool) -> None:
+    """Unmount as a user may: by the helper that FUSE brings."""
+    words = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", mountpoint]
+    try:
+        done = subprocess.run(  # noqa: S603 - no shell; the path is one word behind "--"
+            words,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=FUSERMOUNT_WITHIN_S,
+            env={**os.environ, "LC_ALL": "C"},
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise MountError("fusermount3 is missing; the package is called fuse3") from error
+    except subprocess.TimeoutExpired as error:
+        raise MountError(f"fusermount3 did not unmount {mountpoint} in time") from error
+    if done.returncode != 0:
+        said = done.stderr.strip()
+        busy = os.strerror(errno.EBUSY) in said
+        raise OSError(errno.EBUSY if busy else errno.EPERM, said or "fusermount3 failed")
+
+
+@contextlib.contextmanager
+def _watched(known: KnownMount | None) -> Iterator[int | None]:
+    """A descriptor of the living daemon; None if there is none."""
+    descriptor = None
+    if known is not None and known.alive:
+        with contextlib.suppress(ProcessLookupError):
+            descriptor = os.pidfd_open(known.state.pid)
+    try:
+        # Only now: a daemon that lives still is the process that was opened.
+        alive = known is not None and known.folder.is_alive()
+        yield descriptor if alive else None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _wait_for_end(daemon: int) -> None:
+    """Wait until the process is gone; one that hangs has nothing left to serve and is killed."""
+    watch = select.poll()
+    watch.register(daemon, select.POLLIN)
+    if not watch.poll(END_WITHIN_S * 1000):
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(daemon, signal.SIGKILL)
+        watch.poll(END_WITHIN_S * 1000)
+
+
+def _forget_dead(directory: str, here: list[KnownMount]) -> None:
+    """Tidy up where no mount is.
+
+    Raises:
+        MountError: there was nothing to tidy up either.
+    """
+    dead = [mount for mount in here if not mount.alive]
+    for mount in dead:
+        mount.folder.remove()
+    if not dead:
+        starting = [mount for mount in here if mount.state.device is None]
+        if starting:
+            raise MountError(
+                f"{directory} is being mounted by process {starting[0].state.pid}, not mounted yet"
+            )
+        raise MountError(f"{directory} is not a lazyfs mount")

@@ -1,0 +1,323 @@
+"""An ImageTree in memory, with files that fail or wait as their names say.
+
+Run as a program it is the ``lazyfs`` command whose images are the trees below, by name
+(``basic``, ``big``, ...), the daemon in the background included: that is how tests mount one.
+The tree then lives in the daemon's process, so tests steer it by paths in a folder whose name
+stands behind the image's, as in ``basic@/tmp/x``: a file ``stuck`` there, while it exists,
+makes reads of ``stuck`` wait.
+"""
+
+import dataclasses
+import errno
+import os
+import stat
+import sys
+import time
+import types
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.fspath(Path(__file__).parents[2]))
+
+import trio
+
+from lazyfs import errors
+from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, NodeId
+from lazyfs.mount.options import MountOptions
+
+DEFAULT_ATTRIBUTES = Attributes(
+    mode=0,
+    uid=0,
+    gid=0,
+    nlink=1,
+    size_bytes=0,
+    mtime_s=1_600_000_000,
+    mtime_ns=123_456_789,
+    rdev_major=0,
+    rdev_minor=0,
+    blocks_512=0,
+)
+
+ENTRIES_AT_ONCE = 100
+
+FAILURES: dict[bytes, Exception] = {
+    b"format": errors.ImageFormatError("inode 7: broken"),
+    b"unsupported": errors.UnsupportedFeatureError("inode 7: layout 5"),
+    b"digest": errors.DigestMismatchError("chunk 3: wanted sha512:aa, got sha512:bb"),
+    b"unavailable": errors.SourceUnavailableError("registry.test: connection refused"),
+    b"late": errors.DeadlineExceededError("registry.test: nothing within 1 s"),
+    b"oserror": OSError(errno.ENOSPC, "no space"),
+    b"runtime": RuntimeError("a bug"),
+    b"key": KeyError("a bug"),
+    b"group": ExceptionGroup("nursery", [errors.ImageFormatError("inside a group")]),
+    b"bad-group": ExceptionGroup("nursery", [ValueError("inside a group")]),
+}
+
+
+@dataclass
+class Node:
+    """One object of the tree."""
+
+    attributes: Attributes
+    data: bytes = b""
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    children: dict[bytes, NodeId] = field(default_factory=dict)
+    broken_attributes: Exception | None = None
+
+
+class MemoryTree:
+    """A tree built by ``add``; counts its calls."""
+
+    def __init__(self, switches: Path | None = None) -> None:
+        self.calls: Counter[str] = Counter()
+        self.switches = switches
+        self.nodes: dict[NodeId, Node] = {}
+        self._next = 1
+        self._new(Node(dataclasses.replace(DEFAULT_ATTRIBUTES, mode=stat.S_IFDIR | 0o755, nlink=2)))
+
+    def _new(self, node: Node) -> NodeId:
+        number = NodeId(self._next)
+        self._next += 1
+        self.nodes[number] = node
+        return number
+
+    def add(
+        self, path: str, mode: int, data: bytes = b"", xattrs: Mapping[bytes, bytes] = {}, **changes
+    ) -> NodeId:
+        """Add an object; ``changes`` are fields of its Attributes."""
+        *parents, name = os.fsencode(path).split(b"/")
+        directory = self.nodes[ROOT_NODE]
+        for parent in parents:
+            directory = self.nodes[directory.children[parent]]
+        changes = {"size_bytes": len(data), "blocks_512": -(-len(data) // 512)} | changes
+        attributes = dataclasses.replace(DEFAULT_ATTRIBUTES, mode=mode, **changes)
+        number = self._new(Node(attributes, data, dict(xattrs)))
+        directory.children[name] = number
+        return number
+
+    def link(self, path: str, node: NodeId) -> None:
+        """Add another name in the root for a node."""
+        self.nodes[ROOT_NODE].children[os.fsencode(path)] = node
+
+    async def lookup(self, parent: NodeId, name: bytes) -> NodeId:
+        self.calls["lookup"] += 1
+        node = self.nodes[parent]
+        if not stat.S_ISDIR(node.attributes.mode):
+            raise errors.NotADirectoryNodeError
+        if name not in node.children:
+            raise errors.NoSuchEntryError(os.fsdecode(name))
+        return node.children[name]
+
+    async def attributes(self, node: NodeId) -> Attributes:
+        self.calls["attributes"] += 1
+        found = self.nodes[node]
+        if found.broken_attributes is not None:
+            raise found.broken_attributes
+        return found.attributes
+
+    async def entries(self, directory: NodeId, start: int) -> Sequence[DirectoryEntry]:
+        self.calls["entries"] += 1
+        names = list(self.nodes[directory].children.items())
+        if not stat.S_ISDIR(self.nodes[directory].attributes.mode):
+            raise errors.NotADirectoryNodeError
+        return [
+            DirectoryEntry(name, node, stat.S_IFMT(self.nodes[node].attributes.mode), position)
+            for position, (name, node) in enumerate(
+                names[start : start + ENTRIES_AT_ONCE], start + 1
+            )
+        ]
+
+    async def read(self, node: NodeId, offset: int, length: int) -> bytes:
+        self.calls["read"] += 1
+        found = self.nodes[node]
+        if not stat.S_ISREG(found.attributes.mode):
+            raise errors.NotAFileNodeError
+        behaviour, _, what = found.data.partition(b":")
+        if behaviour == b"fail":
+            raise FAILURES[what]
+        if behaviour == b"wait":
+            while self._is_on(os.fsdecode(what)):
+                await trio.sleep(0.01)
+        if behaviour == b"hog":
+            while self._is_on(os.fsdecode(what)):
+                time.sleep(0.1)  # what a handler must never do
+                await trio.lowlevel.checkpoint()
+        if behaviour == b"die":
+            os._exit(3)
+        return found.data[offset : offset + length]
+
+    def _is_on(self, switch: str) -> bool:
+        return self.switches is not None and (self.switches / switch).exists()
+
+    async def link_target(self, node: NodeId) -> bytes:
+        self.calls["link_target"] += 1
+        if not stat.S_ISLNK(self.nodes[node].attributes.mode):
+            raise errors.NotASymlinkNodeError
+        return self.nodes[node].data
+
+    async def xattrs(self, node: NodeId) -> Mapping[bytes, bytes]:
+        self.calls["xattrs"] += 1
+        return self.nodes[node].xattrs
+
+
+def basic_tree(switches: Path | None) -> MemoryTree:
+    """One of everything."""
+    tree = MemoryTree(switches)
+    tree.add("hello", stat.S_IFREG | 0o644, b"hello world\n")
+    hard = tree.add("hard1", stat.S_IFREG | 0o600, b"same", nlink=2, uid=1000, gid=1001)
+    tree.link("hard2", hard)
+    tree.add("link", stat.S_IFLNK | 0o777, b"hello")
+    tree.add("dangling", stat.S_IFLNK | 0o777, b"/nowhere/" + b"x" * 4000)
+    tree.add("dir", stat.S_IFDIR | 0o755, nlink=3)
+    tree.add("dir/sub", stat.S_IFDIR | 0o700, nlink=2)
+    tree.add("dir/sub/file", stat.S_IFREG | 0o644, b"deep")
+    tree.add("null", stat.S_IFCHR | 0o666, rdev_major=1, rdev_minor=3)
+    tree.add("block", stat.S_IFBLK | 0o660, rdev_major=259, rdev_minor=0x12345)
+    tree.add("fifo", stat.S_IFIFO | 0o600)
+    tree.add("socket", stat.S_IFSOCK | 0o600)
+    tree.add("suid", stat.S_IFREG | 0o4755, b"#!/bin/sh\n")
+    tree.add("old", stat.S_IFREG | 0o644, mtime_s=-2, mtime_ns=999_999_999)
+    tree.add("ancient", stat.S_IFREG | 0o644, mtime_s=-(1 << 40), mtime_ns=0)
+    tree.add("future", stat.S_IFREG | 0o644, mtime_s=1 << 40, mtime_ns=1)
+    tree.add("owner", stat.S_IFREG | 0o644, uid=0xFFFF_FFFE, gid=0x8000_0000)
+    tree.add("sparse", stat.S_IFREG | 0o644, b"", size_bytes=1 << 45, blocks_512=8)
+    tree.add(os.fsdecode(b"odd \xff\n name"), stat.S_IFREG | 0o644, b"odd")
+    tree.add("n" * 255, stat.S_IFREG | 0o644, b"long")
+    xattrs = {b"user.small": b"1", b"user.empty": b"", b"user.big": b"v" * 60_000}
+    tree.add("xattrs", stat.S_IFREG | 0o644, b"x", xattrs)
+    acl = bytes.fromhex("0200000001000600ffffffff02000400fffe0000") + bytes.fromhex(
+        "04000000ffffffff10000400ffffffff20000000ffffffff"
+    )  # user::rw-, user:65279:r--, group::---, mask::r--, other::---
+    tree.add("acl", stat.S_IFREG | 0o640, b"for one", {b"system.posix_acl_access": acl})
+    tree.add("large", stat.S_IFREG | 0o644, bytes(range(256)) * 16384)
+    tree.add("fail", stat.S_IFDIR | 0o755)
+    for name in FAILURES:
+        tree.add(f"fail/{name.decode()}", stat.S_IFREG | 0o644, b"fail:" + name, size_bytes=4096)
+    tree.add("die", stat.S_IFREG | 0o644, b"die:", size_bytes=4096)
+    for number in range(64):
+        tree.add(f"wait{number}", stat.S_IFREG | 0o644, b"wait:wait" + b"." * number)
+    tree.add("hog", stat.S_IFREG | 0o644, b"hog:hog")
+    return tree
+
+
+def big_tree(switches: Path | None) -> MemoryTree:
+    """10,000 files in one directory."""
+    tree = MemoryTree(switches)
+    tree.add("big", stat.S_IFDIR | 0o755)
+    for number in range(10_000):
+        tree.add(f"big/file-{number:05}", stat.S_IFREG | 0o644, b"%d" % number)
+    return tree
+
+
+def broken_tree(switches: Path | None) -> MemoryTree:
+    """Directories with inodes that cannot be had."""
+    tree = MemoryTree(switches)
+    for name, error in FAILURES.items():
+        directory = name.decode()
+        tree.add(directory, stat.S_IFDIR | 0o755)
+        tree.add(f"{directory}/before", stat.S_IFREG | 0o644, b"before")
+        broken = tree.add(f"{directory}/broken", stat.S_IFREG | 0o644, b"broken")
+        tree.nodes[broken].broken_attributes = error
+        tree.add(f"{directory}/behind", stat.S_IFREG | 0o644, b"behind")
+    return tree
+
+
+def file_root_tree(switches: Path | None) -> MemoryTree:
+    """Not a file system: the root is a file."""
+    tree = MemoryTree(switches)
+    tree.nodes[ROOT_NODE].attributes = dataclasses.replace(DEFAULT_ATTRIBUTES, mode=stat.S_IFREG)
+    return tree
+
+
+TREES = {
+    "basic": basic_tree,
+    "big": big_tree,
+    "broken": broken_tree,
+    "file-root": file_root_tree,
+}
+
+
+@dataclass(frozen=True)
+class MemoryImage:
+    """A MemoryTree as an opened image."""
+
+    tree: MemoryTree
+    name: str
+
+    def status(self) -> dict[str, object]:
+        """The keys of a real image, with made-up figures."""
+        layer = {
+            "digest": "sha256:" + "ab" * 32,
+            "mode": "seekable",
+            "lazy": True,
+            "why": "it has a chunk table",
+            "verity": "none",
+            "size_bytes": 1 << 20,
+            "blob_bytes": 1 << 19,
+            "fetched_bytes": 4096,
+            "requests": 2,
+            "chunks": 16,
+            "chunks_cached": 1,
+            "errors": 0,
+            "last_error": None,
+            "notes": ["no dm-verity: checked by SHA-512 only"],
+        }
+        totals = {
+            "fetched_bytes": 4096,
+            "read_bytes": 8192,
+            "requests": 2,
+            "cache_hits": 3,
+            "cache_misses": 1,
+            "verification_failures": 0,
+            "errors": 0,
+        }
+        return {
+            "image": self.name,
+            "digest": "sha256:" + "cd" * 32,
+            "platform": "linux/amd64",
+            "verify": "always",
+            "layers": [layer],
+            "totals": totals,
+            "cache": {"path": "/nowhere", "usage_bytes": 4096, "limit_bytes": None},
+            "calls": dict(self.tree.calls),
+        }
+
+
+@asynccontextmanager
+async def open_image(name: str, options: MountOptions) -> AsyncIterator[MemoryImage]:
+    """Open one of ``TREES``, or fail as asked."""
+    kind, _, folder = name.partition("@")
+    switches = Path(folder) if folder else None
+    if kind == "refused":
+        raise errors.PlanError("layer 3 is not EROFS")
+    if kind == "bug":
+        raise ZeroDivisionError("a bug")
+    if kind == "exit":
+        os._exit(7)
+    if kind == "never":
+        await trio.sleep_forever()
+    yield MemoryImage(TREES[kind](switches), name)
+
+
+def main() -> int:
+    """Be ``lazyfs``, or its daemon."""
+    stand_in = types.ModuleType("lazyfs.mount.assemble")
+    stand_in.open_image = open_image  # type: ignore[attr-defined]
+    sys.modules["lazyfs.mount.assemble"] = stand_in
+    if sys.argv[1:2] == ["--daemon"]:
+        from lazyfs.mount import background
+
+        return background.main(open_image, sys.argv[2:])
+    from lazyfs.cli.main import main as lazyfs_main
+    from lazyfs.mount import start
+
+    start.DAEMON_COMMAND = (sys.executable, __file__, "--daemon")
+    return lazyfs_main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
