@@ -113,7 +113,7 @@ class PieceFetcher:
         return [data for data in found if data is not None]
 
     def begin(self, pieces: Iterable[Piece]) -> None:
-        """Begin to fetch what nobody is fetching yet; returns at once."""
+        """Begin to fetch missing pieces that nobody is fetching yet; returns at once."""
         run: list[tuple[Piece, Flight]] = []
         for piece in sorted(pieces, key=lambda piece: piece.where):
             flight = self._engine.flights.claim(piece.key)
@@ -129,12 +129,9 @@ class PieceFetcher:
         if run:
             self._engine.nursery.start_soon(self._fetch_run, run)
 
-    def prefetch(self, piece: Piece) -> bool:
-        """Begin to fetch a piece that may be wanted later; False when the store has it."""
-        if self._engine.store.contains(piece.key):
-            return False
-        self.begin([piece])
-        return True
+    def want(self, pieces: Iterable[Piece]) -> None:
+        """Begin to fetch those of ``pieces`` that the store lacks; returns at once."""
+        self.begin(piece for piece in pieces if not self._engine.store.contains(piece.key))
 
     async def discard(self, piece: Piece) -> None:
         """Drop a stored piece that turned out to be rotten."""

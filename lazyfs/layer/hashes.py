@@ -45,9 +45,7 @@ class HashPieces:
         """Begin to fetch the hash blocks that those data blocks will need, if any."""
         missing = self.tree.missing(first_block, count)
         if missing:
-            pieces = [self._piece(number) for number in self._numbers(missing)]
-            for piece in pieces:
-                self._fetcher.prefetch(piece)
+            self._fetcher.want(self._piece(number) for number in self._numbers(missing))
 
     async def ensure(self, first_block: int, count: int) -> None:
         """Have every hash block in the tree that those data blocks need.

@@ -108,10 +108,6 @@ class StoredLayer(PagedReader):
         ]
         return b"".join(await self._fetcher.read(wanted))
 
-    def prefetch(self, index: int) -> bool:
-        """Begin to fetch a chunk; False when the store has it."""
-        return self._fetcher.prefetch(self._chunks.piece(index))
-
 
 class VerityLayer(StoredLayer):
     """Every data block is checked against the dm-verity tree before it is served."""
@@ -193,16 +189,13 @@ class FrameLayer(PagedReader):
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Bytes of the image, out of frames that have their SHA-512."""
         parts = self._chunks.over(offset, length)
-        self._fetcher.begin(self._chunks.piece(index) for index, _, _ in parts)
+        undecoded = [index for index, _, _ in parts if self._decoded.get(index) is None]
+        self._fetcher.want(self._chunks.piece(index) for index in undecoded)
         data = []
         for index, start, part in parts:
             chunk = await self._decoded.get_or_make(index, partial(self._decode, index))
             data.append(chunk[start : start + part])
         return b"".join(data)
-
-    def prefetch(self, index: int) -> bool:
-        """Begin to fetch a chunk; False when the store has it."""
-        return self._fetcher.prefetch(self._chunks.piece(index))
 
     async def _decode(self, index: int) -> bytes:
         piece = self._chunks.piece(index)
