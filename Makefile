@@ -1,0 +1,86 @@
+# lazyfs: build, try, test. Each target installs what it lacks (Debian packages and a locked
+# virtual environment); "make help" lists them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= /usr/bin/python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+LOCK := $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-emit-options --strip-extras --no-header --allow-unsafe
+
+# What building and running lazyfs needs, and what the tests and benchmarks need besides.
+PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3
+TEST_PACKAGES := docker-registry skopeo umoci crun erofs-utils cryptsetup-bin zstd debootstrap \
+	attr acl
+
+# Packages of $(1) that dpkg does not have are installed; nothing is asked when all are there.
+install = missing=$$(for name in $(1); do \
+	dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || echo $$name; done); \
+	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
+	$(SUDO) apt-get update -q >/dev/null; \
+	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -q --no-install-recommends $$missing \
+	>/dev/null; fi
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: packages
+packages:
+	@$(call install,$(PACKAGES))
+
+.PHONY: test-packages
+test-packages: packages
+	@$(call install,$(TEST_PACKAGES))
+
+.PHONY: venv
+venv: packages $(VENV)/.installed ## build .venv with the command .venv/bin/lazyfs
+
+$(VENV)/.installed: requirements/pip.txt requirements/build.txt requirements/dev.txt pyproject.toml | packages
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/pip.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --build-constraint requirements/build.txt \
+		-r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+.PHONY: demo
+demo: venv ## convert a small real image, mount it, read it, show how little was fetched
+	@PATH=$(CURDIR)/$(BIN):$$PATH examples/demo.sh
+
+.PHONY: lint
+lint: venv ## the static checks
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: test
+test: venv test-packages ## all tests (root and /dev/fuse; real registry, mounts and kernel oracles)
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: lint test ## what CI runs
+
+.PHONY: format
+format: venv ## bring the sources into shape
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: bench
+bench: venv test-packages ## compare with the kernel's EROFS and with a full pull (some minutes)
+	$(BIN)/python -m benchmarks
+
+.PHONY: lock
+lock: venv ## resolve the versions of all requirements anew
+	$(LOCK) -o requirements/dev.txt pyproject.toml requirements/dev.in
+	$(LOCK) -o requirements/build.txt requirements/build.in
+	$(LOCK) -o requirements/pip.txt requirements/pip.in
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
