@@ -33,10 +33,10 @@ class Hole(NamedTuple):
 Run: TypeAlias = Extent | Hole
 
 
-def flat_run(superblock: Superblock, inode: Inode, offset: int) -> Run:
-    """The run of a flat inode that begins at ``offset``, which is inside the file.
+def flat_run(superblock: Superblock, inode: Inode, offset: int, end: int) -> Run:
+    """The run of a flat inode that begins at ``offset`` and goes up to ``end`` at most.
 
-    Device -1 means the metabox and device 0 the unified address space.
+    Both are inside the file. Device 0 means the unified address space.
 
     Raises:
         ImageFormatError: inline data does not end in the block where it begins.
@@ -44,18 +44,18 @@ def flat_run(superblock: Superblock, inode: Inode, offset: int) -> Run:
     size = inode.size_bytes
     if inode.layout == ondisk.EROFS_INODE_FLAT_PLAIN:
         if inode.data < 0:
-            return Hole(offset, size - offset)
+            return Hole(offset, end - offset)
         head_bytes = size
     else:
         head_bytes = (size - 1) >> superblock.block_bits << superblock.block_bits
     if offset < head_bytes:
         start = inode.data << superblock.block_bits
-        return Extent(offset, head_bytes - offset, 0, start + offset)
+        return Extent(offset, min(head_bytes, end) - offset, 0, start + offset)
     tail = inode.tail_address
     if tail % superblock.block_bytes + size - head_bytes > superblock.block_bytes:
         raise ImageFormatError(f"nid {inode.nid:#x}: inline data crosses a block at {tail}")
     device = METABOX if inode.in_metabox else 0
-    return Extent(offset, size - offset, device, tail + offset - head_bytes)
+    return Extent(offset, end - offset, device, tail + offset - head_bytes)
 
 
 class ChunkMap(NamedTuple):
@@ -142,12 +142,3 @@ def append_run(runs: list[Run], run: Run) -> None:
             runs[-1] = Extent(last.offset, last.length + run.length, run.device, last.address)
             return
     runs.append(run)
-
-
-def cut_run(run: Run, offset: int, end: int) -> Run:
-    """The part of a run from ``offset`` to ``end``, both in the file."""
-    start = max(run.offset, offset)
-    length = min(run.offset + run.length, end) - start
-    if isinstance(run, Hole):
-        return Hole(start, length)
-    return Extent(start, length, run.device, run.address + start - run.offset)

@@ -1,16 +1,21 @@
 """An EROFS image: every operation is a generator that asks for the bytes it needs."""
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 from lazyfs.erofs import limits, ondisk, xattr
+from lazyfs.erofs.compressed.codecs import decompress
+from lazyfs.erofs.compressed.map import CompressedMap, open_compressed_map
+from lazyfs.erofs.compressed.runs import Encoded, Fragment
+from lazyfs.erofs.compressed.window import window_bytes
 from lazyfs.erofs.devices import AddressSpace, DeviceSlot, decode_device_table
 from lazyfs.erofs.directory import DirectoryBlock, Entry, start_index
 from lazyfs.erofs.extents import (
     METABOX,
     Extent,
     Hole,
-    Run,
     chunk_map,
     chunk_runs,
-    cut_run,
     flat_run,
 )
 from lazyfs.erofs.inode import Inode, decode_inode, inode_address, is_extended
@@ -27,10 +32,11 @@ from lazyfs.errors import (
     NotADirectoryNodeError,
     NotAFileNodeError,
     NotASymlinkNodeError,
-    UnsupportedFeatureError,
 )
 from lazyfs.model import Nid
-from lazyfs.steps import Need, Steps
+from lazyfs.steps import Derive, Need, Steps
+
+Run: TypeAlias = Extent | Hole | Encoded | Fragment
 
 __all__ = ["DeviceSlot", "Entry", "Extent", "Hole", "Image", "Inode", "Superblock", "open_image"]
 
@@ -74,8 +80,10 @@ class Image:
         self.devices = devices
         self.root_nid = superblock.root_nid
         self._space = space
-        self._window_bytes = min(superblock.block_bytes, limits.METADATA_WINDOW_BYTES)
+        self._window_bytes = window_bytes(superblock)
         self._metabox: Inode | None = None
+        self._packed: Inode | None = None
+        self._maps: dict[Nid, CompressedMap] = {}
         self._long_prefixes: tuple[bytes | None, ...] | None = None
 
     def inode(self, nid: Nid) -> Steps[Inode]:
@@ -87,12 +95,13 @@ class Image:
         """
         address = inode_address(self.superblock, nid)
         offset = address % self._window_bytes
-        data = yield from self._window(nid, address - offset)
+        in_metabox = bool(nid >> ondisk.EROFS_DIRENT_NID_METABOX_BIT)
+        data = yield from self._window(in_metabox, address - offset)
         if offset >= len(data):
             raise ImageFormatError(f"nid {nid:#x}: behind the end of the metabox")
         if is_extended(data, offset) and offset + ondisk.INODE_EXTENDED.size_bytes > len(data):
             data = data[offset:] + (
-                yield from self._window(nid, address - offset + self._window_bytes)
+                yield from self._window(in_metabox, address - offset + self._window_bytes)
             )
             offset = 0
         return decode_inode(self.superblock, nid, address, data, offset)
@@ -166,7 +175,8 @@ class Image:
     def extents(self, inode: Inode, offset: int, length: int) -> Steps[list[Run]]:
         """Where file data lies, in order and without gaps; none at the end of the file.
 
-        The answer may end before ``length``: go on from the end of its last run.
+        The first run may begin before ``offset``. The last one may end behind the range, or
+        before its end: then go on from there.
 
         Raises:
             ImageFormatError: the map of the data is broken.
@@ -224,8 +234,9 @@ class Image:
         pieces = []
         while offset < end:  # each turn gets at least one run
             for run in (yield from self._runs(inode, offset, end)):
-                pieces.append((yield from self._bytes(run)))
-                offset = run.offset + run.length
+                stop = min(run.offset + run.length, end)
+                pieces.append((yield from self._part(inode, run, offset, stop)))
+                offset = stop
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _runs(self, inode: Inode, offset: int, end: int) -> Steps[list[Run]]:
@@ -233,17 +244,38 @@ class Image:
         if inode.layout == ondisk.EROFS_INODE_CHUNK_BASED:
             return (yield from self._chunk_runs(inode, offset, end))
         if inode.is_compressed:
-            raise UnsupportedFeatureError(f"nid {inode.nid:#x}: compressed data")
-        run = cut_run(flat_run(self.superblock, inode, offset), offset, end)
-        runs = [run]
-        if isinstance(run, Extent) and run.device != METABOX:
-            places = self._space.resolve(0, run.address, run.length)
-            if len(places) > 1 or places[0].device:
-                runs = []
-                for place in places:
-                    runs.append(Extent(offset, place.length, place.device, place.address))
-                    offset += place.length
+            return (yield from self._compressed_runs(inode, offset, end))
+        return self._placed(flat_run(self.superblock, inode, offset, end))
+
+    def _compressed_runs(self, inode: Inode, offset: int, end: int) -> Steps[list[Run]]:
+        compressed = self._maps.get(inode.nid)
+        if compressed is None:
+            compressed = yield from open_compressed_map(self.superblock, inode, self._window)
+            if len(self._maps) >= limits.MAX_KEPT_MAPS:
+                self._maps.pop(next(iter(self._maps)), None)
+            self._maps[inode.nid] = compressed
+        runs: list[Run] = []
+        while offset < end and len(runs) < limits.MAX_MAP_ENTRIES:
+            for run in (yield from compressed.runs_at(offset)):
+                runs += self._placed(run)
+            offset = runs[-1].offset + runs[-1].length
         return runs
+
+    def _placed(self, run: Run) -> list[Run]:
+        """The run with its address in the unified space made one of a device."""
+        if isinstance(run, Hole | Fragment) or run.device == METABOX:
+            return [run]
+        if isinstance(run, Encoded):
+            places = self._space.resolve(0, run.address, run.stored_bytes)
+            if len(places) > 1:
+                raise ImageFormatError(f"pcluster at {run.address} is on two devices")
+            return [run._replace(device=places[0].device, address=places[0].address)]
+        offset = run.offset
+        placed: list[Run] = []
+        for place in self._space.resolve(0, run.address, run.length):
+            placed.append(Extent(offset, place.length, place.device, place.address))
+            offset += place.length
+        return placed
 
     def _chunk_runs(self, inode: Inode, offset: int, end: int) -> Steps[list[Run]]:
         chunks = chunk_map(self.superblock, inode)
@@ -254,31 +286,68 @@ class Image:
             chunks.address + first * chunks.entry_bytes,
             count * chunks.entry_bytes,
         )
-        runs = chunk_runs(self.superblock, inode, chunks, self._space, first, entries)
-        return [
-            cut_run(run, offset, end)
-            for run in runs
-            if run.offset + run.length > offset and run.offset < end
-        ]
+        return [*chunk_runs(self.superblock, inode, chunks, self._space, first, entries)]
 
-    def _bytes(self, run: Run) -> Steps[bytes]:
+    def _part(self, inode: Inode, run: Run, start: int, stop: int) -> Steps[bytes]:
+        """The bytes of a run from ``start`` to ``stop``, both in the file."""
+        length = stop - start
         if isinstance(run, Hole):
-            return bytes(run.length)
+            return bytes(length)
+        if isinstance(run, Encoded):
+            data = yield from self._decompressed(run)
+            return data[start - run.offset : stop - run.offset]
+        if isinstance(run, Fragment):
+            return (
+                yield from self._fragment(inode, run.packed_offset + start - run.offset, length)
+            )
+        address = run.address + start - run.offset
         if run.device == METABOX:
-            return (yield from self._metadata(True, run.address, run.length))
-        if run.length <= limits.MAX_NEED_BYTES:
-            return (yield Need(run.device, run.address, run.length))
+            return (yield from self._metadata(True, address, length))
+        if length <= limits.MAX_NEED_BYTES:
+            return (yield Need(run.device, address, length))
         pieces = []
-        for start in range(0, run.length, limits.MAX_NEED_BYTES):
-            length = min(limits.MAX_NEED_BYTES, run.length - start)
-            pieces.append((yield Need(run.device, run.address + start, length)))
+        for skip in range(0, length, limits.MAX_NEED_BYTES):
+            piece_length = min(limits.MAX_NEED_BYTES, length - skip)
+            pieces.append((yield Need(run.device, address + skip, piece_length)))
         return b"".join(pieces)
+
+    def _decompressed(self, run: Encoded) -> Steps[bytes]:
+        """All bytes of the run's extent."""
+        padded = self.superblock.has_incompat(ondisk.EROFS_FEATURE_INCOMPAT_LZ4_0PADDING)
+        stored = b""
+        inputs: tuple[Need, ...] = ()
+        if run.device == METABOX:
+            stored = yield from self._metadata(True, run.address, run.stored_bytes)
+        else:
+            inputs = (Need(run.device, run.address, run.stored_bytes),)
+
+        def compute(answers: Sequence[bytes]) -> bytes:
+            return decompress(
+                run.algorithm,
+                answers[0] if answers else stored,
+                run.length,
+                partial=run.partial,
+                padded=padded,
+            )
+
+        return (yield Derive(run[1:], inputs, compute, run.length))
+
+    def _fragment(self, inode: Inode, offset: int, length: int) -> Steps[bytes]:
+        if inode.nid == self.superblock.packed_nid or not self.superblock.packed_nid:
+            raise ImageFormatError(f"nid {inode.nid:#x}: has a fragment, and must not")
+        if self._packed is None:
+            self._packed = yield from self._internal_inode(self.superblock.packed_nid)
+        if offset + length > self._packed.size_bytes:
+            raise ImageFormatError(
+                f"nid {inode.nid:#x}: fragment at {offset} of {self._packed.size_bytes}"
+            )
+        return (yield from self._data(self._packed, offset, length))
 
     # --- metadata ---------------------------------------------------------------------------
 
-    def _window(self, nid: Nid, address: int) -> Steps[bytes]:
-        """The aligned window at ``address`` of whatever holds inode ``nid``."""
-        if not nid >> ondisk.EROFS_DIRENT_NID_METABOX_BIT:
+    def _window(self, in_metabox: bool, address: int) -> Steps[bytes]:
+        """The aligned window of metadata at ``address``; short at the metabox's end."""
+        if not in_metabox:
             return (yield Need(0, address, self._window_bytes))
         metabox = yield from self._metabox_inode()
         length = min(self._window_bytes, metabox.size_bytes - address)

@@ -31,3 +31,12 @@ MAX_XATTR_BYTES = 4 * 1024 * 1024
 """Names and values of one inode together (Linux allows 64 KiB a value)."""
 
 MAX_NANOSECONDS = 999_999_999
+
+MAX_SUMMED_EXTENTS = 1 << 20
+"""Encoded extents of 4 bytes, whose addresses are the sums of the lengths before them."""
+
+MAX_KEPT_WINDOWS = 4
+"""Windows of the compression index of one file that stay in memory."""
+
+MAX_KEPT_MAPS = 64
+"""Compressed files whose map header, and a little of whose index, stays in memory."""

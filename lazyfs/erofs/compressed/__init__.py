@@ -1,0 +1,1 @@
+"""Compressed EROFS data: which pcluster holds which bytes, and the codecs."""
