@@ -110,7 +110,11 @@ class ChunkFiles:
 
     def contains(self, name: str) -> bool:
         """Whether there is a file of that name that is not empty."""
-        return self._size(f"{CHUNKS_NAME}/{name}") > 0
+        try:
+            return self._size(f"{CHUNKS_NAME}/{name}") > 0
+        except OSError:
+            self._add(errors=1)
+            return False
 
     def put(self, name: str, data: bytes) -> None:
         """Store a chunk whole or not at all.
@@ -130,22 +134,26 @@ class ChunkFiles:
                 )
             if not data or self._size(target) == len(data):
                 return
-            with self._ledger.locked() as account:
-                self._make_room(account, charge)
-                descriptor, temporary = self._create_temporary(charge)
-                account.used_bytes += charge
+            temporary = f"{TEMPORARY_NAME}/{secrets.token_hex(12)}.{charge}"
+            descriptor = -1
             try:
+                with self._ledger.locked() as account:
+                    self._make_room(account, charge)
+                    descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=self._root)
+                    account.used_bytes += charge
+                    try_lock(descriptor)  # nobody else can know it
                 _write_all(descriptor, data)
+                _stamp(descriptor)
                 with self._ledger.locked() as account:
                     self._rename(temporary, target, account)
             except BaseException:
-                # Unlocked and still named, it is what a killed writer leaves behind.
-                os.close(descriptor)
-                with self._ledger.locked() as account:
-                    self._sweep_temporary(account)
+                if descriptor >= 0:
+                    # Unlocked and still named, it is what a killed writer leaves behind.
+                    os.close(descriptor)
+                    with self._ledger.locked() as account:
+                        self._sweep_temporary(account)
                 raise
             os.close(descriptor)
-        self._uses.note(name, time.time_ns())
         self._add(puts=1, bytes_written=len(data))
 
     def discard(self, name: str) -> None:
@@ -161,7 +169,7 @@ class ChunkFiles:
                 os.unlink(target, dir_fd=self._root)
             except FileNotFoundError:
                 return
-            account.used_bytes -= charged_bytes(max(0, size))
+            account.used_bytes -= charged_bytes(size)
         self._add(discards=1)
 
     def statistics(self) -> StoreStatistics:
@@ -179,17 +187,17 @@ class ChunkFiles:
         self._uses.note(name, now_ns)
         if not 0 <= now_ns - stamp_ns < STAMP_INTERVAL_NS:
             try:
-                os.utime(descriptor, ns=(now_ns, now_ns))
+                _stamp(descriptor)
             except OSError:  # a read-only disk, perhaps: the chunk is good all the same
                 self._add(errors=1)
 
     def _size(self, path: str) -> int:
-        """Size of a file in bytes, -1 if there is none."""
+        """Size of a file in bytes; 0 if there is none, or something else of that name."""
         try:
             found = os.stat(path, dir_fd=self._root, follow_symlinks=False)
-        except OSError:
-            return -1
-        return found.st_size if stat.S_ISREG(found.st_mode) else -1
+        except FileNotFoundError:
+            return 0
+        return found.st_size if stat.S_ISREG(found.st_mode) else 0
 
     def _add(self, **increments: int) -> None:
         """Count what may happen in any thread."""
@@ -249,14 +257,6 @@ class ChunkFiles:
                 f"the store holds {account.used_bytes} of {limit_bytes} bytes, all in use"
             )
 
-    def _create_temporary(self, charge: int) -> tuple[int, str]:
-        """A locked new file in ``tmp/``: its descriptor and path."""
-        path = f"{TEMPORARY_NAME}/{secrets.token_hex(12)}.{charge}"
-        descriptor = os.open(path, _CREATE, 0o600, dir_fd=self._root)
-        if not try_lock(descriptor):
-            raise AssertionError(f"{path}: locked by others, who cannot know it")
-        return descriptor, path
-
     def _rename(self, temporary: str, target: str, account: Account) -> None:
         """Give a whole chunk its name; what it replaces is not charged any more."""
         replaced = self._size(target)
@@ -267,7 +267,7 @@ class ChunkFiles:
             for end in range(1, len(parts) + 1):
                 make_folder("/".join(parts[:end]), self._root)
             os.rename(temporary, target, src_dir_fd=self._root, dst_dir_fd=self._root)
-        account.used_bytes -= charged_bytes(max(0, replaced))
+        account.used_bytes -= charged_bytes(replaced)
 
     def _scan(self) -> Iterator[StoredChunk]:
         """Every chunk file, by algorithm and first digits."""
@@ -336,3 +336,9 @@ def _write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def _stamp(descriptor: int) -> None:
+    """Note on the disk that a chunk was used now; finer than the kernel's own clock ticks."""
+    now_ns = time.time_ns()
+    os.utime(descriptor, ns=(now_ns, now_ns))
