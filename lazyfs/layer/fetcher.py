@@ -167,11 +167,12 @@ class PieceFetcher:
             log.exception("%s: internal error while fetching", self._name)
             error = SourceUnavailableError(f"internal error: {bug}")
         finally:
-            # Also on cancellation, when the mount ends: nobody may wait for ever.
-            rest = error or SourceUnavailableError(f"{self._source.origin}: the mount is ending")
             for piece, flight in pending.values():
                 with flight:
-                    self._fail(piece, flight, rest)
+                    if error is None:  # cancelled: the mount is ending, and nobody may wait on
+                        flight.fail(SourceUnavailableError("the mount is ending"))
+                    else:
+                        self._fail(piece, flight, error)
 
     async def _receive_in_time(
         self, pending: dict[int, tuple[Piece, Flight]]

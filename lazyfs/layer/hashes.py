@@ -11,8 +11,8 @@ from cache.key import ChunkKey
 from lazyfs.errors import HashBlockMismatchError
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.fetcher import Piece, PieceFetcher
+from lazyfs.layer.metadata import VerityMetadata
 from lazyfs.model import ByteRange
-from lazyfs.verity.trusted import TrustedHashTree
 
 PIECE_BYTES = 64 << 10
 """Hash blocks are fetched in this unit; with SHA-512 it proves 4 MiB of data."""
@@ -25,21 +25,23 @@ class HashPieces:
 
     def __init__(
         self,
-        tree: TrustedHashTree,
-        root_digest: bytes,
-        payload: ByteRange,
+        verity: VerityMetadata,
         fetcher: PieceFetcher,
         counters: LayerCounters,
         name: str,
     ) -> None:
-        """Take hash blocks from ``payload``, the dm-verity payload's place in the blob."""
-        self.tree = tree
-        self._root_hex = root_digest.hex()
-        self._payload = payload
+        """Take hash blocks from where ``verity`` says.
+
+        Raises:
+            HashBlockMismatchError: the top of the tree does not have the root digest.
+        """
+        self.tree = verity.tree()
+        self._root_hex = verity.root_digest.hex()
+        self._payload = verity.payload
         self._fetcher = fetcher
         self._counters = counters
         self._name = name
-        self._piece_bytes = max(PIECE_BYTES, tree.params.hash_block_size_bytes)
+        self._piece_bytes = max(PIECE_BYTES, self.tree.params.hash_block_size_bytes)
 
     def begin(self, first_block: int, count: int) -> None:
         """Begin to fetch the hash blocks that those data blocks will need, if any."""

@@ -1,8 +1,4 @@
-"""From the plan of a layer to its reader, by as few requests as the format allows.
-
-A seekable layer costs one range request: chunk table, verity superblock and the top of the
-hash tree lie side by side at the end of the blob.
-"""
+"""From the plan of a layer to its reader: which proof it has decides which reader it gets."""
 
 import dataclasses
 
@@ -10,27 +6,16 @@ from lazyfs.errors import ImageFormatError, LazyfsError
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.fetcher import Engine, PieceFetcher
-from lazyfs.layer.hashes import PIECE_BYTES, HashPieces
+from lazyfs.layer.hashes import HashPieces
+from lazyfs.layer.metadata import fetch_metadata
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.layer.raw import RawLayer
 from lazyfs.layer.seekable import Chunks, FrameLayer, StoredLayer, VerityLayer
 from lazyfs.layer.whole import open_whole
-from lazyfs.model import ByteRange, VerifyMode
+from lazyfs.model import VerifyMode
 from lazyfs.plan import LayerMode, LayerPlan
 from lazyfs.seekable.annotations import SeekableAnnotations
-from lazyfs.seekable.chunktable import (
-    MAX_TABLE_BYTES,
-    ChunkTable,
-    check_chunk_digest,
-    decode_skippable_header,
-    decode_table,
-)
-from lazyfs.seekable.ondisk import SKIPPABLE_HEADER
-from lazyfs.verity.params import decode_superblock
-from lazyfs.verity.trusted import TrustedHashTree
-
-_HEADER = SKIPPABLE_HEADER.size_bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,94 +75,28 @@ async def _open_seekable(
     counters: LayerCounters,
     context: LayerContext,
 ) -> OpenLayer:
-    table, verity_head = await _fetch_table(annotations, source)
+    metadata = await fetch_metadata(annotations, source)
+    table = metadata.table
     fetcher = PieceFetcher(context.engine, source, counters, context.name)
     digest = str(plan.descriptor.digest)
     verify = context.verify
-    if verify is VerifyMode.ALWAYS and annotations.root_digest is not None:
-        hashes = _open_tree(
-            annotations,
-            annotations.root_digest,
-            table,
-            verity_head,
-            source,
-            fetcher,
-            counters,
-            context.name,
-        )
+    common = (fetcher, context.pages, counters)
+    if verify is VerifyMode.ALWAYS and metadata.verity is not None:
+        hashes = HashPieces(metadata.verity, fetcher, counters, context.name)
         chunks = Chunks(table, digest, "data", verify=True)
-        reader: PagedReader = VerityLayer(
-            context.number, chunks, fetcher, context.pages, counters, hashes, context.name
-        )
-        algorithm = hashes.tree.params.algorithm
+        reader: PagedReader = VerityLayer(context.number, chunks, *common, hashes, context.name)
+        algorithm = metadata.verity.params.algorithm
         proof = f"SHA-512 of each frame, dm-verity ({algorithm}) of each block"
-    elif table.digest(0) is None if len(table) else False:
-        raise ImageFormatError("neither the chunk table nor a dm-verity tree can prove the chunks")
+    elif verify is not VerifyMode.OFF and len(table) and table.digest(0) is None:
+        raise ImageFormatError("neither chunk table nor dm-verity tree can prove the chunks")
     elif verify is VerifyMode.ALWAYS:
         chunks = Chunks(table, digest, "frame", verify=True)
-        reader = FrameLayer(
-            context.number,
-            chunks,
-            fetcher,
-            context.pages,
-            counters,
-            context.engine.workers,
-            context.name,
-        )
+        workers = context.engine.workers
+        reader = FrameLayer(context.number, chunks, *common, workers, context.name)
         proof = "SHA-512 of each frame"
         counters.notes.append("no dm-verity tree: checked by the SHA-512 of its frames only")
     else:
         chunks = Chunks(table, digest, "data", verify=verify is VerifyMode.FETCH)
-        reader = StoredLayer(context.number, chunks, fetcher, context.pages, counters)
+        reader = StoredLayer(context.number, chunks, *common)
         proof = "SHA-512 of each frame on arrival" if verify is VerifyMode.FETCH else "nothing"
     return OpenLayer(reader, plan.mode, True, plan.why, proof, chunks)
-
-
-async def _fetch_table(
-    annotations: SeekableAnnotations, source: BlobSource
-) -> tuple[ChunkTable, bytes]:
-    """The proven chunk table, and the (unproven) beginning of the dm-verity frame."""
-    space = annotations.table_space(source.size_bytes)
-    verity = annotations.verity_space(source.size_bytes)
-    if space.length > MAX_TABLE_BYTES + _HEADER:
-        raise ImageFormatError(f"{space.length} bytes where a chunk table should be")
-    head_bytes = 0 if verity is None else min(verity.length, _HEADER + PIECE_BYTES)
-    data = await source.fetch(ByteRange(space.offset, space.length + head_bytes))
-    length = decode_skippable_header(data, limit_bytes=space.length - _HEADER)
-    payload = data[_HEADER : _HEADER + length]
-    check_chunk_digest(payload, annotations.chunk_digest)
-    table = decode_table(payload, table_offset=annotations.chunk_table_offset)
-    return table, data[space.length :]
-
-
-def _open_tree(
-    annotations: SeekableAnnotations,
-    root_digest: bytes,
-    table: ChunkTable,
-    head: bytes,
-    source: BlobSource,
-    fetcher: PieceFetcher,
-    counters: LayerCounters,
-    name: str,
-) -> HashPieces:
-    space = annotations.verity_space(source.size_bytes)
-    if space is None:
-        raise AssertionError("a root digest without a dm-verity frame")
-    length = decode_skippable_header(head, limit_bytes=space.length - _HEADER)
-    payload = ByteRange(space.offset + _HEADER, length)
-    params = decode_superblock(head[_HEADER:])
-    blocks = -(-table.image_size_bytes // params.data_block_size_bytes)
-    if params.data_blocks != blocks:
-        raise ImageFormatError(
-            f"dm-verity tree over {params.data_blocks} blocks, the image has {blocks}"
-        )
-    tree = TrustedHashTree(params, root_digest)
-    if params.data_blocks > 1 and tree.payload_size_bytes > payload.length:
-        raise ImageFormatError(
-            f"dm-verity payload of {payload.length} bytes, the tree needs {tree.payload_size_bytes}"
-        )
-    if params.data_blocks > 1:
-        whole = min(len(head) - _HEADER, tree.payload_size_bytes)
-        whole -= whole % params.hash_block_size_bytes
-        tree.add(ByteRange(0, whole), head[_HEADER : _HEADER + whole])
-    return HashPieces(tree, root_digest, payload, fetcher, counters, name)

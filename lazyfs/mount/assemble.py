@@ -19,6 +19,7 @@ from cache.errors import CacheError
 from cache.flights import Flights
 from cache.memo import Memo
 from cache.memory import MemoryStore
+from cache.store import ChunkStore
 from lazyfs.errors import LazyfsError, MountError, SourceUnavailableError
 from lazyfs.image.erofs_layer import ErofsLayer
 from lazyfs.image.merged import MergedTree
@@ -92,10 +93,15 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
             with trio.fail_after(options.timeout_s or math.inf):
                 resolved = await resolve_image(source, options.platform)
             plans = plan_layers(resolved.manifest.layers, options.verify)
-            async with (
-                _background() as nursery,
-                _open_engine(options, nursery) as engine,
-            ):
+            async with _open_store(options) as (store, flights), _background() as nursery:
+                engine = Engine(
+                    nursery=nursery,
+                    store=store,
+                    flights=flights,
+                    timeout_s=options.timeout_s,
+                    requests=trio.CapacityLimiter(REQUESTS_AT_ONCE),
+                    workers=trio.CapacityLimiter(WORKER_THREADS),
+                )
                 yield await _open_layers(source, resolved, plans, engine, options)
     except RegistryError as error:
         raise SourceUnavailableError(str(error)) from error
@@ -120,20 +126,16 @@ async def _background() -> AsyncIterator[trio.Nursery]:
 
 
 @asynccontextmanager
-async def _open_engine(options: MountOptions, nursery: trio.Nursery) -> AsyncIterator[Engine]:
-    """The store and the limits that the layers of a mount share."""
-    requests = trio.CapacityLimiter(REQUESTS_AT_ONCE)
-    workers = trio.CapacityLimiter(WORKER_THREADS)
+async def _open_store(options: MountOptions) -> AsyncIterator[tuple[ChunkStore, Flights]]:
+    """The store that the layers share; without a usable cache folder a small one in memory."""
     try:
         folder = await DirectoryStore.open(options.cache_dir, options.cache_size_bytes)
     except CacheError as error:
         log.warning("mounting without a cache on disk: %s", error)
-        memory = MemoryStore(MEMORY_STORE_BYTES)
-        yield Engine(nursery, memory, Flights(None), options.timeout_s, requests, workers)
+        yield MemoryStore(MEMORY_STORE_BYTES), Flights(None)
         return
     with folder:
-        flights = Flights(folder.locks_directory)
-        yield Engine(nursery, folder, flights, options.timeout_s, requests, workers)
+        yield folder, Flights(folder.locks_directory)
 
 
 async def _open_layers(
