@@ -101,7 +101,7 @@ class _FileSpool:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | memoryview) -> None:
         self._file.write(data)
 
 

@@ -13,20 +13,12 @@ from typing import Protocol
 from lazyfs.erofs.build.metadata import BLOCK_SIZE, FileData, encode_metadata
 from lazyfs.erofs.build.paths import PATH_LIMIT, shown
 from lazyfs.erofs.build.space import round_up
-from lazyfs.erofs.build.sparse import (
-    ChunkMap,
-    check_segments,
-    fill_extents,
-    plan_chunks,
-    zeros,
-)
+from lazyfs.erofs.build.sparse import ChunkMap, check_segments, fill_extents, plan_chunks
 from lazyfs.erofs.build.tree import Attributes, Inode, RegularFile, Symlink, Tree
 from lazyfs.erofs.build.xattrs import XattrSet, xattr_set
 from lazyfs.errors import ConversionError
 from lazyfs.model import ByteRange
 
-MAX_FILE_SIZE = (1 << 63) - 1
-"""Bytes; ``loff_t``."""
 MAX_ID = 0xFFFFFFFF
 MAX_MAJOR = 0xFFF
 MAX_MINOR = 0xFFFFF
@@ -41,7 +33,7 @@ A header of a few bytes can announce a file of exbibytes, whose block map would 
 class Spool(Protocol):
     """Takes the file data, in order."""
 
-    def append(self, data: bytes) -> None:
+    def append(self, data: bytes | memoryview) -> None:
         """Write ``data`` behind what was written before."""
         ...
 
@@ -102,28 +94,22 @@ class ImageBuilder:
         """
         checked = self._attributes(path, attributes)
         directory, name = self._tree.locate(path)
-        try:
-            if size_bytes > MAX_FILE_SIZE:
-                raise ConversionError(f"{size_bytes} bytes, at most {MAX_FILE_SIZE}")
-            check_segments(segments, size_bytes)
-            chunks = plan_chunks(size_bytes, segments, BLOCK_SIZE)
-            extents = [ByteRange(0, round_up(size_bytes, BLOCK_SIZE))]
-            if chunks is not None:
-                extents = list(chunks.extents(size_bytes, BLOCK_SIZE))
-                self._count_overhead(chunks, extents, segments)
-        except ConversionError as error:
-            raise ConversionError(f"{shown(path)}: {error}") from None
         block = self._data_size // BLOCK_SIZE
-        if len(segments) == 1 and segments[0] == (0, size_bytes):
-            for piece in pieces:
-                self._append(piece)
-            for piece in zeros(-size_bytes % BLOCK_SIZE):
-                self._append(piece)
-        else:
-            for piece in fill_extents(extents, segments, pieces):
-                self._append(piece)
-        if self._data_size != block * BLOCK_SIZE + sum(extent.length for extent in extents):
-            raise AssertionError(f"{path!r}: pieces and segments differ in length")
+        chunks: ChunkMap | None = None
+        extents = [ByteRange(0, round_up(size_bytes, BLOCK_SIZE))]
+        if segments != [ByteRange(0, size_bytes)]:
+            try:
+                check_segments(segments, size_bytes)
+                chunks = plan_chunks(size_bytes, segments, BLOCK_SIZE)
+                if chunks is not None:
+                    extents = list(chunks.extents(size_bytes, BLOCK_SIZE))
+                    self._count_overhead(chunks, extents, segments)
+            except ConversionError as error:
+                raise ConversionError(f"{shown(path)}: {error}") from None
+        for piece in fill_extents(extents, segments, pieces):
+            self._spool.append(piece)
+            self._data_checksum = zlib.crc32(piece, self._data_checksum)
+        self._data_size += sum(extent.length for extent in extents)
         self._tree.put(directory, name, RegularFile(checked, size_bytes, block, chunks))
 
     def add_symlink(self, path: bytes, attributes: EntryAttributes, target: bytes) -> None:
@@ -169,11 +155,6 @@ class ImageBuilder:
         self._tree.complete()
         file_data = FileData(self._data_size // BLOCK_SIZE, self._data_checksum)
         return encode_metadata(self._tree.root, file_data)
-
-    def _append(self, data: bytes) -> None:
-        self._spool.append(data)
-        self._data_size += len(data)
-        self._data_checksum = zlib.crc32(data, self._data_checksum)
 
     def _attributes(self, path: bytes, given: EntryAttributes) -> Attributes:
         if not (0 <= given.uid <= MAX_ID and 0 <= given.gid <= MAX_ID):

@@ -18,6 +18,8 @@ from lazyfs.erofs.ondisk import (
 from lazyfs.errors import ConversionError
 from lazyfs.model import ByteRange
 
+MAX_FILE_SIZE = (1 << 63) - (1 << 16)
+"""Bytes: what ``loff_t`` holds, with room for rounding up to a block."""
 _ZEROS = bytes(1 << 20)
 
 
@@ -68,8 +70,10 @@ def check_segments(segments: Sequence[ByteRange], size_bytes: int) -> None:
     """Check that segments are in order, apart and inside the file.
 
     Raises:
-        ConversionError: they are not.
+        ConversionError: they are not, or the file is too large.
     """
+    if size_bytes > MAX_FILE_SIZE:
+        raise ConversionError(f"size of {size_bytes} bytes, at most {MAX_FILE_SIZE}")
     position = 0
     for offset, length in segments:
         if offset < position or length < 0 or offset + length > size_bytes:
@@ -117,7 +121,7 @@ def _merged(runs: Iterable[ChunkRun]) -> list[ChunkRun]:
 
 def fill_extents(
     extents: Iterable[ByteRange], segments: Iterable[ByteRange], pieces: Iterable[bytes]
-) -> Iterator[bytes]:
+) -> Iterator[bytes | memoryview]:
     """The bytes of ``extents``: segments from ``pieces``, zeros between them.
 
     Every segment lies in one extent; ``pieces`` hold the segments one after the other.
@@ -150,11 +154,11 @@ class _Pieces:
         self._pieces = iter(pieces)
         self._rest = memoryview(b"")
 
-    def take(self, length: int) -> Iterator[bytes]:
+    def take(self, length: int) -> Iterator[memoryview]:
         while length:
             if not self._rest:
                 self._rest = memoryview(next(self._pieces))
             piece = self._rest[:length]
             self._rest = self._rest[length:]
             length -= len(piece)
-            yield bytes(piece)
+            yield piece
