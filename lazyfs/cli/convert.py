@@ -1,0 +1,194 @@
+"""Make a seekable EROFS image from a container image.
+
+Tar layers become EROFS images in seekable zstd blobs that "lazyfs mount" reads piece by piece,
+and that containerd 2.3 and later can pull. EROFS layers are taken as they are, and seekable ones
+left alone. The same input and options give the same digests, whatever --jobs is.
+
+Temporary files go to TMPDIR: up to four layers at a time, decompressed and compressed.
+
+Examples:
+  lazyfs convert docker.io/library/debian:12 localhost:5000/debian:12-lazy
+  lazyfs convert docker-archive:app.tar oci:images/app:1.2
+  lazyfs convert app:1.2 registry.example/app:1.2 --platform linux/amd64
+  lazyfs convert oci:in:app oci-archive:out.tar:app --chunk-size 1MiB --level 19
+"""
+
+import argparse
+import json
+import os
+from typing import Any
+
+import trio
+
+from lazyfs.cli.progress import open_progress
+from lazyfs.cli.values import format_size, seconds, size
+from lazyfs.convert.options import DEFAULT_BLOCK_BYTES, DEFAULT_CHUNK_BYTES, ConvertOptions
+from lazyfs.convert.pipeline import convert_image
+from lazyfs.convert.results import ConversionResult, LayerResult
+from lazyfs.errors import ConversionError
+from lazyfs.seekable.frames import DEFAULT_LEVEL
+from registry.errors import InvalidReferenceError
+from registry.interfaces import DEFAULT_TIMEOUT_S, Access
+from registry.platforms import Platform, parse_platform
+from registry.transports import open_destination, open_source
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("source", metavar="SRC", help='see "lazyfs --help" for how to name one')
+    parser.add_argument("destination", metavar="DST", help="where the result goes")
+    parser.add_argument(
+        "--chunk-size",
+        type=size,
+        metavar="SIZE",
+        default=DEFAULT_CHUNK_BYTES,
+        help="image bytes per zstd frame: what a read fetches at least (default: 4MiB)",
+    )
+    parser.add_argument(
+        "--level",
+        type=int,
+        metavar="N",
+        default=DEFAULT_LEVEL,
+        help=f"zstd level, -7 to 22 (default: {DEFAULT_LEVEL})",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        default=len(os.sched_getaffinity(0)),
+        help="threads that compress (default: one per processor)",
+    )
+    parser.add_argument(
+        "--no-verity",
+        action="store_true",
+        help="leave the dm-verity tree out: blobs shrink by about 1/64 of the image, and what "
+        "lies in a cache is proven by decompressing it again",
+    )
+    parser.add_argument(
+        "--verity-block-size",
+        type=size,
+        metavar="SIZE",
+        default=DEFAULT_BLOCK_BYTES,
+        help="bytes per data and hash block (default: 4096)",
+    )
+    parser.add_argument(
+        "--platform",
+        action="append",
+        type=_platform,
+        metavar="OS/ARCH[/VARIANT]",
+        default=[],
+        help="take only this image of an index; may be repeated. One gives a single image, "
+        "several an index (default: all)",
+    )
+    parser.add_argument(
+        "--plain-http", action="store_true", help="speak HTTP without TLS to any registry"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        metavar="TIME",
+        default=DEFAULT_TIMEOUT_S,
+        help="longest silence of a registry; 0: for ever (default: 30s)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print errors only")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON")
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; return the exit status."""
+    options = _options(args)
+    access = Access(plain_http=args.plain_http, timeout_s=args.timeout)
+    result = trio.run(_convert, args.source, args.destination, access, options, args.quiet)
+    if args.json:
+        print(json.dumps(_as_json(result), indent=2))
+    elif not args.quiet:
+        _print_summary(result)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> ConvertOptions:
+    try:
+        return ConvertOptions(
+            chunk_size_bytes=args.chunk_size,
+            level=args.level,
+            jobs=args.jobs,
+            verity=not args.no_verity,
+            verity_block_size_bytes=args.verity_block_size,
+            platforms=tuple(args.platform),
+        )
+    except ConversionError as error:
+        args.usage_error(str(error))
+        raise AssertionError("a usage error ends the process") from error
+
+
+async def _convert(
+    source_name: str, destination_name: str, access: Access, options: ConvertOptions, quiet: bool
+) -> ConversionResult:
+    with open_progress(quiet=quiet) as progress:
+        async with (
+            open_source(source_name, access) as source,
+            open_destination(destination_name, access) as destination,
+        ):
+            return await convert_image(source, destination, options, progress)
+
+
+def _platform(text: str) -> Platform:
+    try:
+        return parse_platform(text)
+    except InvalidReferenceError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _print_summary(result: ConversionResult) -> None:
+    for image in result.images:
+        print(f"{image.platform}  {image.descriptor.digest}")
+        for number, layer in enumerate(image.layers, 1):
+            print(f"  layer {number}: {_describe(layer)}")
+            print(f"    {layer.descriptor.digest}")
+    for note in result.notes:
+        print(f"note: {note}")
+    print(f"{result.destination}  {result.descriptor.digest}")
+
+
+def _describe(layer: LayerResult) -> str:
+    if layer.image_size_bytes is None:
+        return f"{layer.outcome}, {format_size(layer.descriptor.size_bytes)}"
+    return (
+        f"{layer.outcome}, {format_size(layer.source.size_bytes)} -> image "
+        f"{format_size(layer.image_size_bytes)} -> blob {format_size(layer.descriptor.size_bytes)} "
+        f"in {layer.chunks} chunks"
+    )
+
+
+def _as_json(result: ConversionResult) -> dict[str, Any]:
+    return {
+        "source": result.source,
+        "destination": result.destination,
+        "digest": str(result.descriptor.digest),
+        "mediaType": result.descriptor.media_type,
+        "images": [
+            {
+                "platform": image.platform,
+                "sourceDigest": str(image.source),
+                "digest": str(image.descriptor.digest),
+                "layers": [_layer_as_json(layer) for layer in image.layers],
+            }
+            for image in result.images
+        ],
+        "notes": list(result.notes),
+    }
+
+
+def _layer_as_json(layer: LayerResult) -> dict[str, Any]:
+    return {
+        "outcome": str(layer.outcome),
+        "sourceDigest": str(layer.source.digest),
+        "sourceSize": layer.source.size_bytes,
+        "digest": str(layer.descriptor.digest),
+        "size": layer.descriptor.size_bytes,
+        "imageSize": layer.image_size_bytes,
+        "diffID": str(layer.diff_id),
+        "chunks": layer.chunks,
+        "annotations": dict(layer.descriptor.annotations),
+    }

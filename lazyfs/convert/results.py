@@ -1,0 +1,55 @@
+"""What a conversion did, for the summary."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from registry.digest import Digest
+from registry.manifest import Descriptor
+
+
+class LayerOutcome(StrEnum):
+    """What became of a layer."""
+
+    CONVERTED = "converted"
+    """A tar became an EROFS image in a seekable blob."""
+    WRAPPED = "wrapped"
+    """An EROFS image was taken as it is, into a seekable blob."""
+    KEPT = "kept"
+    """The blob was seekable already."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """One layer; sizes in bytes."""
+
+    outcome: LayerOutcome
+    source: Descriptor
+    descriptor: Descriptor
+    """Of the seekable blob, annotations included."""
+    diff_id: Digest
+    image_size_bytes: int | None
+    """None for a kept layer: its table was not read."""
+    chunks: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """One image, that is one platform."""
+
+    platform: str
+    source: Digest
+    descriptor: Descriptor
+    layers: tuple[LayerResult, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ConversionResult:
+    """Everything that was pushed."""
+
+    source: str
+    destination: str
+    descriptor: Descriptor
+    """What the destination's name means now."""
+    images: tuple[ImageResult, ...]
+    notes: tuple[str, ...]
+    """What a person should know."""
