@@ -38,12 +38,16 @@ class ContentError(RegistryError):
 class ResponseError(RegistryError):
     """The registry answered, but not with what was asked for."""
 
-    def __init__(self, message: str, *, status: int, code: str = "") -> None:
+    def __init__(
+        self, message: str, *, status: int, code: str = "", retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
         """HTTP status; 404 also where a local layout lacks something."""
         self.code = code
         """Error code of the distribution specification, such as ``MANIFEST_UNKNOWN``, or empty."""
+        self.retry_after_s = retry_after_s
+        """Seconds after which the registry wants to be asked again, if it said so."""
 
 
 class DeniedError(ResponseError):
@@ -56,10 +60,3 @@ class NotFoundError(ResponseError):
 
 class TooManyRequestsError(ResponseError):
     """The registry limits the rate of requests."""
-
-    def __init__(
-        self, message: str, *, status: int, code: str = "", retry_after_s: float | None = None
-    ) -> None:
-        super().__init__(message, status=status, code=code)
-        self.retry_after_s = retry_after_s
-        """Seconds after which the registry wants to be asked again, if it said so."""

@@ -5,7 +5,7 @@
 
 import fcntl
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from registry.manifest import (
     Descriptor,
     Index,
     decode_index,
+    media_type_of,
 )
 from registry.mediatype import (
     ANNOTATION_CONTAINERD_NAME,
@@ -45,6 +46,8 @@ MARKER_FILE = "oci-layout"
 MARKER_LIMIT_BYTES = 4096
 LAYOUT_VERSION = "1.0.0"
 LOCK_POLL_S = 0.05
+NAMELESS: Mapping[str, None] = {ANNOTATION_REF_NAME: None, ANNOTATION_CONTAINERD_NAME: None}
+"""Takes the names of a layout's entry away: they are the layout's, not the image's."""
 
 
 def blob_name(digest: Digest) -> str:
@@ -98,12 +101,13 @@ class LayoutSource:
         await self._check_marker()
         raw = await read_member(self._members, INDEX_FILE, MANIFEST_LIMIT_BYTES)
         index = decode_index(raw, OCI_INDEX)
-        if self._name.digest is None:
-            return choose_entry(index, self._name)
+        digest = self._name.digest
+        if digest is None:
+            return choose_entry(index, self._name).annotated(NAMELESS)
         for entry in index.manifests:
-            if entry.digest == self._name.digest:
-                return entry
-        return await self._describe(self._name.digest)
+            if entry.digest == digest:
+                return entry.annotated(NAMELESS)
+        return await self._describe(digest)
 
     async def _check_marker(self) -> None:
         try:
@@ -115,9 +119,7 @@ class LayoutSource:
     async def _describe(self, digest: Digest) -> Descriptor:
         """A manifest that ``index.json`` does not name, such as one inside an index."""
         raw = await read_member(self._members, blob_name(digest), MANIFEST_LIMIT_BYTES)
-        media_type = take_string(
-            parse_object(raw, str(digest), MANIFEST_LIMIT_BYTES), "mediaType", str(digest)
-        )
+        media_type = media_type_of(raw)
         if media_type not in MANIFESTS | INDEXES:
             raise ContentError(f"{self._name}: is not a manifest that says its media type")
         return Descriptor(media_type, digest, len(raw))
@@ -226,9 +228,7 @@ class LayoutDestination:
         if self._name.digest not in (None, descriptor.digest):
             raise ContentError(f"{self._name}: the image has digest {descriptor.digest}")
         await self.push_manifest(raw, descriptor)
-        entry = descriptor.annotated(
-            {ANNOTATION_REF_NAME: self._name.tag, ANNOTATION_CONTAINERD_NAME: None}
-        )
+        entry = descriptor.annotated({**NAMELESS, ANNOTATION_REF_NAME: self._name.tag})
         async with self._locked():
             await trio.to_thread.run_sync(self._set_entry, entry)
 

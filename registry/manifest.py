@@ -47,6 +47,7 @@ __all__ = [
     "describe",
     "encode_descriptor",
     "host_platform",
+    "media_type_of",
     "parse_platform",
     "verify_content",
 ]
@@ -267,6 +268,15 @@ def decode(raw: bytes, media_type: str) -> Manifest | Index:
     if media_type in mediatype.INDEXES:
         return decode_index(raw, media_type)
     return decode_manifest(raw, media_type)
+
+
+def media_type_of(raw: bytes) -> str:
+    """The media type that a manifest or index gives itself; empty when it does not.
+
+    Raises:
+        ContentError: not a JSON object.
+    """
+    return take_string(parse_object(raw, "manifest", MANIFEST_LIMIT_BYTES), "mediaType", "manifest")
 
 
 def choose_platform(index: Index, wanted: Platform) -> Descriptor:

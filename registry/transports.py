@@ -12,12 +12,16 @@ from pathlib import Path
 import trio
 
 from registry.archive import ArchiveMembers, open_archive_destination
+from registry.client import RegistryClient
 from registry.docker_archive import DockerArchiveSource
 from registry.errors import InvalidReferenceError
 from registry.files import FolderMembers, OpenFiles
 from registry.interfaces import Access, ImageDestination, ImageSource
 from registry.layout import LayoutDestination, LayoutSource
+from registry.push import RegistryDestination
 from registry.reference import LocalName, Reference, Transport, parse_image_name
+from registry.source import RegistrySource
+from registry.wire import Wire
 
 DEFAULT_ACCESS = Access()
 
@@ -33,16 +37,17 @@ async def open_source(name: str, access: Access = DEFAULT_ACCESS) -> AsyncIterat
     """
     parsed = parse_image_name(name)
     if isinstance(parsed, Reference):
-        raise NotImplementedError
+        async with Wire(access) as wire:
+            yield RegistrySource(RegistryClient(parsed, wire))
+        return
     files = OpenFiles()
     try:
-        yield await _open_local(parsed, files)
+        yield await _open_local(parsed, _absolute(parsed), files)
     finally:
         files.close()
 
 
-async def _open_local(name: LocalName, files: OpenFiles) -> ImageSource:
-    path = Path(name.path).absolute()  # the working directory may change while the source is open
+async def _open_local(name: LocalName, path: Path, files: OpenFiles) -> ImageSource:
     if name.transport is Transport.OCI:
         return LayoutSource(name, FolderMembers(path, files))
     members = await ArchiveMembers.read(path, files)
@@ -65,16 +70,22 @@ async def open_destination(
     """
     parsed = parse_image_name(name)
     if isinstance(parsed, Reference):
-        raise NotImplementedError
-    path = Path(parsed.path).absolute()
-    if parsed.transport is Transport.OCI:
-        destination = LayoutDestination(parsed, path, access.timeout_s)
+        async with Wire(access) as wire:
+            yield RegistryDestination(RegistryClient(parsed, wire))
+    elif parsed.transport is Transport.OCI:
+        destination = LayoutDestination(parsed, _absolute(parsed), access.timeout_s)
         await trio.to_thread.run_sync(destination.prepare)
         yield destination
     elif parsed.transport is Transport.OCI_ARCHIVE:
-        async with open_archive_destination(parsed, path, access.timeout_s) as archive:
+        target = _absolute(parsed)
+        async with open_archive_destination(parsed, target, access.timeout_s) as archive:
             yield archive
     else:
         raise InvalidReferenceError(
             f"{parsed}: a Docker archive can only be read; use oci-archive:"
         )
+
+
+def _absolute(name: LocalName) -> Path:
+    """The path as it is meant now: the working directory may change while the image is open."""
+    return Path(name.path).absolute()
