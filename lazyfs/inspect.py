@@ -1,0 +1,296 @@
+"""What an image is made of, learnt from a few kilobytes of it.
+
+``describe`` gives one JSON document: the manifest and how it was found, the configuration,
+and for each layer its annotations, chunk table, dm-verity parameters and superblock.
+"""
+
+import json
+import os
+from collections.abc import AsyncIterator
+from typing import TypeAlias
+
+import trio
+
+from lazyfs.erofs import ondisk
+from lazyfs.erofs.superblock import HEAD_BYTES, Superblock, decode_superblock
+from lazyfs.errors import LazyfsError, SourceUnavailableError
+from lazyfs.image.nodes import place_of
+from lazyfs.interfaces import BlobSource, ImageTree
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.metadata import LayerMetadata, VerityMetadata, fetch_metadata
+from lazyfs.layer.peek import fetch_start
+from lazyfs.layer.source import RegistrySource
+from lazyfs.model import ROOT_NODE, Attributes, ByteRange, NodeId
+from lazyfs.resolve import ResolvedImage, resolve_image
+from lazyfs.seekable.annotations import is_erofs_layer, parse_annotations
+from lazyfs.seekable.chunktable import ChunkTable
+from registry.errors import RegistryError
+from registry.interfaces import Access, ImageSource
+from registry.manifest import Descriptor, Index, decode
+from registry.transports import open_source
+
+Document: TypeAlias = dict[str, object]
+
+MAX_CONFIG_BYTES = 4 << 20
+
+_CONFIG_KEYS = ("Entrypoint", "Cmd", "Env", "User", "WorkingDir", "ExposedPorts", "Volumes")
+
+
+def _features(kind: str) -> dict[int, str]:
+    """Feature bits and their names in erofs_fs.h; some bits mean two things."""
+    names: dict[int, list[str]] = {}
+    prefix = f"EROFS_FEATURE_{kind}_"
+    for name, bit in vars(ondisk).items():
+        if name.startswith(prefix) and isinstance(bit, int):
+            names.setdefault(bit, []).append(name.removeprefix(prefix).lower())
+    return {bit: "/".join(words) for bit, words in sorted(names.items())}
+
+
+_FEATURES = {kind: _features(kind) for kind in ("COMPAT", "INCOMPAT")}
+
+
+async def describe(
+    name: str, access: Access, platform: str | None, *, chunks: bool = False
+) -> Document:
+    """Describe an image in a registry, a layout folder or an archive.
+
+    Args:
+        name: of the image.
+        access: how to reach it.
+        platform: which image of an index; None: this machine's.
+        chunks: list every chunk.
+
+    Raises:
+        LazyfsError: the image cannot be resolved or read. What is wrong with a single layer is
+            told in the layer's ``problem``.
+    """
+    counters = LayerCounters()
+    try:
+        async with open_source(name, access) as source:
+            resolved = await resolve_image(source, platform)
+            config = await source.fetch_content(resolved.manifest.config, MAX_CONFIG_BYTES)
+            layers = [
+                await _layer(number, layer, source, counters, chunks=chunks)
+                for number, layer in enumerate(resolved.manifest.layers, 1)
+            ]
+            document = _manifest(resolved) | {
+                "indexes": [await _index(entry, source) for entry in resolved.indexes],
+                "config": _config(config),
+                "layers": _with_diff_ids(layers, config),
+            }
+    except RegistryError as error:
+        raise SourceUnavailableError(str(error)) from error
+    return document | {"fetched_bytes": counters.fetched_bytes, "requests": counters.requests}
+
+
+def describe_superblock(superblock: Superblock) -> Document:
+    """A superblock as JSON."""
+    return {
+        "block_bytes": superblock.block_bytes,
+        "blocks": superblock.block_count,
+        "inodes": superblock.inode_count,
+        "root_nid": superblock.root_nid,
+        "uuid": superblock.uuid.hex(),
+        "volume_name": superblock.volume_name.decode("utf-8", "replace"),
+        "build_time": superblock.build_time_s or superblock.epoch_s,
+        "extra_devices": superblock.device_count,
+        "compat": _feature_names("COMPAT", superblock.feature_compat),
+        "incompat": _feature_names("INCOMPAT", superblock.feature_incompat),
+    }
+
+
+async def describe_local(name: str, path: str) -> Document:
+    """Describe a local EROFS image.
+
+    Raises:
+        LazyfsError: it is none, or cannot be read.
+    """
+    try:
+        async with await trio.open_file(path, "rb") as file:
+            front = await file.read(ondisk.EROFS_SUPER_OFFSET + HEAD_BYTES)
+            size_bytes = await file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise SourceUnavailableError(f"{path}: {error.strerror}") from error
+    layer: Document = {"number": 1, "size_bytes": size_bytes}
+    return {"image": name, "layers": [layer | _superblock(front, proven=False)]}
+
+
+async def walk(tree: ImageTree) -> AsyncIterator[tuple[bytes, NodeId, Attributes]]:
+    """Every object of a tree with its path (without a leading slash), parents first.
+
+    Raises:
+        LazyfsError: a directory or inode cannot be read.
+    """
+    yield b"", ROOT_NODE, await tree.attributes(ROOT_NODE)
+    pending: list[tuple[bytes, NodeId]] = [(b"", ROOT_NODE)]
+    while pending:
+        path, directory = pending.pop()
+        below: list[tuple[bytes, NodeId]] = []
+        position = 0
+        while entries := await tree.entries(directory, position):
+            position = entries[-1].next_position
+            for entry in entries:
+                attributes = await tree.attributes(entry.node)
+                full = path + b"/" + entry.name if path else entry.name
+                yield full, entry.node, attributes
+                if attributes.mode & 0o170000 == 0o040000:
+                    below.append((full, entry.node))
+        pending += reversed(below)
+
+
+def layer_of(node: NodeId) -> int:
+    """The layer (1 is the bottom one) that shows an object; the root is of the top layer: 0."""
+    return 0 if node == ROOT_NODE else place_of(node).layer + 1
+
+
+def _manifest(resolved: ResolvedImage) -> Document:
+    return {
+        "image": resolved.name,
+        "digest": str(resolved.descriptor.digest),
+        "media_type": resolved.descriptor.media_type,
+        "size_bytes": resolved.descriptor.size_bytes,
+        "platform": resolved.platform,
+        "annotations": dict(resolved.manifest.annotations),
+    }
+
+
+async def _index(descriptor: Descriptor, source: ImageSource) -> Document:
+    index = decode(await source.fetch_manifest(descriptor), descriptor.media_type)
+    entries = index.manifests if isinstance(index, Index) else ()
+    return {
+        "digest": str(descriptor.digest),
+        "media_type": descriptor.media_type,
+        "manifests": [
+            {
+                "digest": str(entry.digest),
+                "media_type": entry.media_type,
+                "platform": str(entry.platform) if entry.platform else None,
+            }
+            for entry in entries
+        ],
+    }
+
+
+def _config(raw: bytes) -> Document:
+    """What a person wants of a configuration; nothing in it is needed for mounting."""
+    try:
+        config = json.loads(raw)
+    except ValueError:
+        return {"problem": "the configuration is not JSON"}
+    if not isinstance(config, dict):
+        return {"problem": "the configuration is not a JSON object"}
+    inner = config.get("config")
+    run = inner if isinstance(inner, dict) else {}
+    return {
+        "architecture": config.get("architecture"),
+        "os": config.get("os"),
+        "os_features": config.get("os.features"),
+        "created": config.get("created"),
+    } | {key.lower(): run[key] for key in _CONFIG_KEYS if run.get(key)}
+
+
+def _with_diff_ids(layers: list[Document], raw: bytes) -> list[Document]:
+    try:
+        diff_ids = json.loads(raw)["rootfs"]["diff_ids"]
+        pairs = zip(layers, diff_ids, strict=True)
+        return [layer | {"diff_id": diff_id} for layer, diff_id in pairs]
+    except (ValueError, TypeError, KeyError):
+        return layers
+
+
+async def _layer(
+    number: int,
+    descriptor: Descriptor,
+    source: ImageSource,
+    counters: LayerCounters,
+    *,
+    chunks: bool,
+) -> Document:
+    document: Document = {
+        "number": number,
+        "digest": str(descriptor.digest),
+        "media_type": descriptor.media_type,
+        "size_bytes": descriptor.size_bytes,
+        "annotations": dict(descriptor.annotations),
+    }
+    try:
+        encoding = is_erofs_layer(descriptor.media_type)
+        if encoding is None:
+            return document
+        blob = RegistrySource(await source.open_blob(descriptor), counters)
+        annotations = parse_annotations(descriptor.annotations)
+        if annotations is not None:
+            metadata = await fetch_metadata(annotations, blob)
+            return document | await _seekable(metadata, blob, chunks=chunks)
+        if encoding.value == "raw":
+            return document | await _raw(blob)
+    except (LazyfsError, RegistryError) as error:
+        return document | {"problem": str(error)}
+    return document
+
+
+async def _seekable(metadata: LayerMetadata, blob: BlobSource, *, chunks: bool) -> Document:
+    document: Document = {
+        "chunk_table": _table(metadata.table),
+        "verity": None if metadata.verity is None else _verity(metadata.verity),
+    }
+    start = await fetch_start(metadata, blob)
+    if start.data:
+        document |= _superblock(start.data, proven=start.proven)
+    if chunks:
+        document["chunks"] = [_chunk(metadata.table, i) for i in range(len(metadata.table))]
+    return document
+
+
+async def _raw(blob: BlobSource) -> Document:
+    front = await blob.fetch(ByteRange(0, min(blob.size_bytes, 4096)))
+    return _superblock(front, proven=False)
+
+
+def _superblock(front: bytes, *, proven: bool) -> Document:
+    start = ondisk.EROFS_SUPER_OFFSET
+    superblock = decode_superblock(front[start : start + HEAD_BYTES])
+    return {"superblock": describe_superblock(superblock) | {"proven": proven}}
+
+
+def _table(table: ChunkTable) -> Document:
+    frames = sum(table.frame(index).length for index in range(len(table)))
+    return {
+        "chunks": len(table),
+        "chunk_bytes": table.chunk(0).length if len(table) else 0,
+        "image_bytes": table.image_size_bytes,
+        "compressed_bytes": frames,
+        "ratio": round(table.image_size_bytes / frames, 3) if frames else None,
+        "frame_digests": "sha512" if len(table) and table.digest(0) else None,
+    }
+
+
+def _verity(verity: VerityMetadata) -> Document:
+    return {
+        "algorithm": verity.params.algorithm,
+        "root_digest": verity.root_digest.hex(),
+        "data_block_bytes": verity.params.data_block_size_bytes,
+        "hash_block_bytes": verity.params.hash_block_size_bytes,
+        "data_blocks": verity.params.data_blocks,
+        "salt": verity.params.salt.hex(),
+        "uuid": verity.params.uuid.hex(),
+        "payload_bytes": verity.payload.length,
+    }
+
+
+def _chunk(table: ChunkTable, index: int) -> Document:
+    frame, chunk, digest = table.frame(index), table.chunk(index), table.digest(index)
+    return {
+        "index": index,
+        "image_offset": chunk.offset,
+        "image_bytes": chunk.length,
+        "blob_offset": frame.offset,
+        "frame_bytes": frame.length,
+        "sha512": digest.hex() if digest else None,
+    }
+
+
+def _feature_names(kind: str, bits: int) -> list[str]:
+    known = [name for bit, name in _FEATURES[kind].items() if bits & bit]
+    rest = bits & ~sum(_FEATURES[kind])
+    return known + ([f"unknown {rest:#x}"] if rest else [])
