@@ -268,7 +268,10 @@ class Tree:
 
     def _lookup(self, path: bytes, wanted_by: bytes) -> Inode | HardLink | None:
         """What a path means now; a symlink at its end is not followed."""
-        components = split_path(path)
+        try:
+            components = split_path(path)
+        except ConversionError as error:
+            raise ConversionError(f"{shown(wanted_by)}: hard link to {error}") from None
         if not components:
             return self.root
         name = components.pop()
