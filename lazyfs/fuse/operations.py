@@ -132,6 +132,8 @@ class ImageOperations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Find a name; that it is not there is also an answer to keep."""
+        if len(name) > NAME_MAX:  # the kernel's limit for FUSE is higher
+            raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         try:
             node = await self._tree.lookup(NodeId(parent_inode), name)
         except NoSuchEntryError:
@@ -235,8 +237,10 @@ class ImageOperations(pyfuse3.Operations):
         """
         try:
             return entry_attributes(entry.node, await self._tree.attributes(entry.node))
-        except (ImageFormatError, OverflowError):
-            return bare_entry(entry.node, entry.file_type)
+        except Exception as error:
+            if isinstance(first_cause(error), ImageFormatError | OverflowError):
+                return bare_entry(entry.node, entry.file_type)
+            raise
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:

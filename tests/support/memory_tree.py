@@ -144,7 +144,7 @@ class MemoryTree:
                 await trio.sleep(0.01)
         if behaviour == b"hog":
             while self._is_on(os.fsdecode(what)):
-                time.sleep(0.1)  # what a handler must never do
+                time.sleep(0.3)  # what a handler must never do
                 await trio.lowlevel.checkpoint()
         if behaviour == b"die":
             os._exit(3)
@@ -200,7 +200,8 @@ def basic_tree(switches: Path | None) -> MemoryTree:
     tree.add("die", stat.S_IFREG | 0o644, b"die:", size_bytes=4096)
     for number in range(64):
         tree.add(f"wait{number}", stat.S_IFREG | 0o644, b"wait:wait" + b"." * number)
-    tree.add("hog", stat.S_IFREG | 0o644, b"hog:hog")
+    for number in range(4):
+        tree.add(f"hog{number}", stat.S_IFREG | 0o644, b"hog:hog" + b"." * number)
     return tree
 
 
