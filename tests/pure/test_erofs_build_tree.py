@@ -380,7 +380,7 @@ def expected(operations) -> dict[bytes, tuple[str, bytes, int]]:
 @given(st.lists(OPERATIONS, max_size=25))
 def test_any_entries_read_back(operations):
     entries = Entries()
-    done = []
+    done: list[tuple[str, bytes, bytes, int]] = []
     for kind, path, data, mtime in operations:
         parents = [path[:at] for at in range(len(path)) if path[at : at + 1] == b"/"]
         model = expected(done)
