@@ -38,7 +38,7 @@ class DirectoryStore:
         Raises:
             CacheOpenError: the folder cannot serve as a store; mount without one.
 
-        Cancelled: ends first, then the folder is closed again.
+        Cancelled: before it began, nothing happens; once begun it ends first.
         """
         if limit_bytes is not None and limit_bytes < 0:
             raise ValueError(f"a negative limit of {limit_bytes} bytes")

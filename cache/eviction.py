@@ -7,7 +7,7 @@ BLOCK_BYTES: Final = 4096
 """Chunks are charged in whole blocks, as file systems store them."""
 
 EXACT_EVICTION_CHUNKS: Final = 256
-"""Up to this many chunks a scan costs about a millisecond, so no more is evicted than must be."""
+"""Up to this many chunks a scan costs a few milliseconds: no more is evicted than must be."""
 
 SLACK_PARTS: Final = 10
 """Above that, a tenth of the limit is freed at once, so that scans are rare."""

@@ -300,6 +300,14 @@ async def test_a_torn_chunk_is_absent_and_heals(tmp_path: Path):
         assert store.statistics().errors == 0
 
 
+async def test_a_chunk_that_shrinks_while_it_is_read_is_absent(tmp_path: Path, monkeypatch):
+    with await DirectoryStore.open(tmp_path, None) as store:
+        await put_blocks(store, 1)
+        monkeypatch.setattr(os, "pread", lambda descriptor, length, offset: b"x" * (length - 1))
+        assert store.read(chunk_key(1), 0, 10) is None
+        assert store.statistics().hits == 0
+
+
 async def test_an_unreadable_chunk_is_absent_and_counted(tmp_path: Path):
     with await DirectoryStore.open(tmp_path, None) as store:
         chunk_path(tmp_path, 1).mkdir(parents=True)

@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+import cache.locks
 from cache.errors import InvalidChunkKeyError
 from cache.flights import Flight, Flights
 from cache.key import ChunkKey
@@ -253,6 +254,20 @@ async def test_a_lock_file_that_vanished_hurts_nobody(tmp_path: Path):
     with claimed(flights):
         pass
     assert flights.lock_failures == 0
+
+
+async def test_a_lock_on_a_file_that_lost_its_name_is_no_lock(tmp_path: Path, monkeypatch):
+    one, other = Flights(tmp_path), Flights(tmp_path)
+    try_lock = cache.locks.try_lock
+
+    def lose_the_name_first(descriptor: int, *, shared: bool = False) -> bool:
+        monkeypatch.setattr(cache.locks, "try_lock", try_lock)
+        (tmp_path / KEY.file_name).unlink()  # as its holder does, who unlocks it then
+        return try_lock(descriptor, shared=shared)
+
+    monkeypatch.setattr(cache.locks, "try_lock", lose_the_name_first)
+    with claimed(one):
+        assert other.claim(KEY) is None
 
 
 async def test_a_holder_never_removes_the_lock_of_another(tmp_path: Path):

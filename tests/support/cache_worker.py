@@ -106,5 +106,9 @@ if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
     if what == "hammer":
         hammer(*arguments)
+    elif what == "hold":
+        folder, number = arguments
+        trio.run(hold, folder, number)
     else:
-        trio.run(hold if what == "hold" else fetch_all, *arguments)
+        folder, log, count = arguments
+        trio.run(fetch_all, folder, log, count)
