@@ -242,10 +242,14 @@ class Image:
     def _runs(self, inode: Inode, offset: int, end: int) -> Steps[list[Run]]:
         """Runs from ``offset``, at least one, up to ``end`` or a limit; inside the file."""
         if inode.layout == ondisk.EROFS_INODE_CHUNK_BASED:
-            return (yield from self._chunk_runs(inode, offset, end))
-        if inode.is_compressed:
-            return (yield from self._compressed_runs(inode, offset, end))
-        return self._placed(flat_run(self.superblock, inode, offset, end))
+            runs = yield from self._chunk_runs(inode, offset, end)
+        elif inode.is_compressed:
+            runs = yield from self._compressed_runs(inode, offset, end)
+        else:
+            return self._placed(flat_run(self.superblock, inode, offset, end))
+        while runs[0].offset + runs[0].length <= offset:  # other parts of the first extent
+            del runs[0]
+        return runs
 
     def _compressed_runs(self, inode: Inode, offset: int, end: int) -> Steps[list[Run]]:
         compressed = self._maps.get(inode.nid)
