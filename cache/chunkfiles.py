@@ -51,9 +51,8 @@ class ChunkFiles:
 
     def __init__(self, root: int, path: Path, limit_bytes: int | None) -> None:
         """Take over the descriptor ``root``; use ``ChunkFiles.open``."""
-        self.locks_path = path / LOCKS_NAME
+        self.locks_path = path.absolute() / LOCKS_NAME  # a daemon changes its folder
         self._root = root
-        self._path = path
         self._limit_bytes = limit_bytes
         self._ledger = Ledger(root, self._count)
         self._uses = RecentUses()

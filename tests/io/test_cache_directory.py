@@ -126,6 +126,15 @@ async def test_a_smaller_limit_evicts_on_opening(tmp_path: Path):
         assert store.usage_bytes() == charged_on_disk(tmp_path) == 2 * BLOCK
 
 
+async def test_a_relative_path_may_be_left(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with await DirectoryStore.open(Path("store"), None) as store:
+        monkeypatch.chdir("/")
+        await put_blocks(store, 1)
+        assert store.contains(chunk_key(1))
+        assert store.locks_directory == tmp_path / "store" / "locks"
+
+
 # The limit, last use and chunks in use
 
 

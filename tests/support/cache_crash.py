@@ -67,7 +67,7 @@ class Stopper:
         return counted
 
     def install(self) -> None:
-        os.fsync = lambda descriptor: None  # no power cut is tried, and it may take long
+        os.fsync = lambda fd: None  # no power cut is tried, and it may take long
         for name in CALLS:
             setattr(os, name, self.wrap(name, getattr(os, name)))
         fcntl.flock = self.wrap("flock", fcntl.flock)
