@@ -33,6 +33,13 @@ from cache.locks import LockFile, is_locked
 _FIRST_PAUSE_S: Final = 0.001
 _LONGEST_PAUSE_S: Final = 0.05
 
+MAX_LOCK_FILES: Final = 256
+"""Lock files that one ``Flights`` holds at once, for each is an open descriptor.
+
+What is claimed beyond that (by a long read-ahead) is not fetched if another process fetches it
+already, but another process may begin to.
+"""
+
 
 class Flight:
     """The right, and the duty, to fetch one chunk; a context manager that ends it.
@@ -99,6 +106,7 @@ class Flights:
         """Share lock files in ``directory`` with other processes; None: this process only."""
         self._directory = directory
         self._flying: dict[ChunkKey, Flight] = {}
+        self._locks_held = 0
         self.lock_failures = 0
         """How often a lock file could not be had, so that another process may fetch the same."""
 
@@ -116,13 +124,19 @@ class Flights:
             return None
         lock = None
         if self._directory is not None:
-            try:
-                lock = LockFile.acquire(self._directory / file_name)
-            except OSError:
-                self.lock_failures += 1
-            else:
-                if lock is None:
+            path = self._directory / file_name
+            if self._locks_held >= MAX_LOCK_FILES:
+                if self._is_locked(path):
                     return None
+            else:
+                try:
+                    lock = LockFile.acquire(path)
+                except OSError:
+                    self.lock_failures += 1
+                else:
+                    if lock is None:
+                        return None
+                    self._locks_held += 1
         flight = Flight(self, key, lock)
         self._flying[key] = flight
         return flight
@@ -159,6 +173,7 @@ class Flights:
         """Free ``key``; for ``Flight`` only."""
         del self._flying[key]
         if lock is not None:
+            self._locks_held -= 1
             try:
                 lock.release()
             except OSError:

@@ -8,6 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+import cache.flights
 import cache.locks
 from cache.errors import InvalidChunkKeyError
 from cache.flights import Flight, Flights
@@ -245,6 +246,20 @@ async def test_without_lock_files_each_process_fetches_for_itself(tmp_path: Path
             pass
         assert await other.wait(KEY) is None
     assert one.lock_failures == 1
+
+
+async def test_many_claims_do_not_use_up_the_descriptors(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(cache.flights, "MAX_LOCK_FILES", 1)
+    one, other = Flights(tmp_path), Flights(tmp_path)
+    with claimed(one), claimed(one, chunk_key(2)):
+        assert len(list(tmp_path.iterdir())) == 1
+        assert one.claim(chunk_key(2)) is None
+        assert other.claim(KEY) is None
+        with claimed(other, chunk_key(3)):
+            assert one.claim(chunk_key(3)) is None
+    with claimed(one, chunk_key(2)):
+        assert other.claim(chunk_key(2)) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_lock_file_that_vanished_hurts_nobody(tmp_path: Path):
