@@ -14,12 +14,16 @@ from typing import BinaryIO, Self
 
 from lazyfs.convert.tarstream import EntryKind, Readable, TarEntry, TarReader
 from lazyfs.erofs.build.builder import EntryAttributes, ImageBuilder
+from lazyfs.erofs.build.metadata import BLOCK_SIZE
 from lazyfs.erofs.build.paths import shown
 from lazyfs.errors import ConversionError
 
 WHITEOUT_PREFIX = b".wh."
 META_PREFIX = b".wh..wh."
 OPAQUE_MARKER = b".wh..wh..opq"
+
+CHUNKS_FOR_METADATA_APART = 8
+"""With file data for this many chunks, the first of them begins at a chunk's border."""
 
 _SPECIAL = {
     EntryKind.CHARACTER_DEVICE: stat.S_IFCHR,
@@ -55,7 +59,11 @@ class BuiltImage:
         return self.statistics.metadata_bytes + self.statistics.data_bytes
 
     def read(self, offset: int, length: int) -> bytes:
-        """``length`` bytes at ``offset``, fewer only at the end of the image."""
+        """``length`` bytes at ``offset``, fewer only at the end of the image.
+
+        Raises:
+            OSError: the spool cannot be read, or became shorter.
+        """
         metadata_bytes = self.statistics.metadata_bytes
         parts: list[bytes] = []
         if offset < metadata_bytes:
@@ -88,7 +96,7 @@ class BuiltImage:
         while length:
             part = os.pread(self._spool.fileno(), length, offset)
             if not part:
-                raise AssertionError(f"the spool lacks {length} bytes at {offset}")
+                raise OSError(f"temporary image ends at {offset}")
             parts.append(part)
             offset += len(part)
             length -= len(part)
@@ -106,7 +114,11 @@ class _FileSpool:
 
 
 def build_image(
-    tar: Readable, spool: BinaryIO, on_progress: Callable[[int], None] | None = None
+    tar: Readable,
+    spool: BinaryIO,
+    on_progress: Callable[[int], None] | None = None,
+    *,
+    chunk_size_bytes: int = BLOCK_SIZE,
 ) -> BuiltImage:
     """Convert a layer's tar stream; blocking, for a worker thread.
 
@@ -114,6 +126,8 @@ def build_image(
         tar: the uncompressed stream; it is read to its end.
         spool: an empty temporary file; it belongs to the image from now on, and is closed
             if there is none.
+        chunk_size_bytes: the image will be cut into chunks of this size, so a large one gets
+            its metadata in chunks of their own.
         on_progress: told the bytes of the tar that were read so far, about every MiB.
 
     Raises:
@@ -127,7 +141,7 @@ def build_image(
         for entry in reader.entries():
             _add(builder, entry, reader)
             entries += 1
-        metadata = builder.finish()
+        metadata = builder.finish(_data_alignment(builder.data_size, chunk_size_bytes))
         spool.write(metadata)
         spool.flush()
     except BaseException:
@@ -137,12 +151,18 @@ def build_image(
     return BuiltImage(spool, statistics)
 
 
+def _data_alignment(data_size_bytes: int, chunk_size_bytes: int) -> int:
+    """Where file data may begin; see decision note 4."""
+    apart = data_size_bytes >= CHUNKS_FOR_METADATA_APART * chunk_size_bytes
+    return chunk_size_bytes if apart and chunk_size_bytes % BLOCK_SIZE == 0 else BLOCK_SIZE
+
+
 def _add(builder: ImageBuilder, entry: TarEntry, reader: TarReader) -> None:
     path = entry.path
     attributes = EntryAttributes(entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs)
     parent, slash, name = path.rstrip(b"/").rpartition(b"/")
     if name.startswith(WHITEOUT_PREFIX):
-        _add_whiteout(builder, parent + slash, name, attributes)
+        _add_whiteout(builder, parent + slash, name)
     elif entry.kind is EntryKind.FILE:
         builder.add_file(path, attributes, entry.size_bytes, entry.segments, reader.data())
     elif entry.kind is EntryKind.DIRECTORY:
@@ -155,9 +175,7 @@ def _add(builder: ImageBuilder, entry: TarEntry, reader: TarReader) -> None:
         builder.add_special(path, attributes, _SPECIAL[entry.kind], entry.major, entry.minor)
 
 
-def _add_whiteout(
-    builder: ImageBuilder, parent: bytes, name: bytes, attributes: EntryAttributes
-) -> None:
+def _add_whiteout(builder: ImageBuilder, parent: bytes, name: bytes) -> None:
     """Translate an AUFS whiteout (OCI image-spec, "Representing Changes")."""
     if name == OPAQUE_MARKER:
         builder.set_opaque(parent)
@@ -165,4 +183,4 @@ def _add_whiteout(
         hidden = name[len(WHITEOUT_PREFIX) :]
         if hidden in (b"", b".", b".."):
             raise ConversionError(f"{shown(parent + name)}: whiteout of {shown(hidden)}")
-        builder.add_whiteout(parent + hidden, attributes)
+        builder.add_whiteout(parent + hidden)

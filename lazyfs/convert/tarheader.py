@@ -79,15 +79,15 @@ def decode_header(block: bytes) -> TarHeader:
         major = minor = b""
     header = TarHeader(
         name=path,
-        mode=decode_number(mode),
-        uid=decode_number(uid),
-        gid=decode_number(gid),
-        size=decode_number(size),
-        mtime_s=decode_number(mtime),
+        mode=decode_number(mode, "mode"),
+        uid=decode_number(uid, "uid"),
+        gid=decode_number(gid, "gid"),
+        size=decode_number(size, "size"),
+        mtime_s=decode_number(mtime, "mtime"),
         type_flag=type_flag,
         link_name=_text(link_name),
-        major=decode_number(major) if type_flag in b"34" else 0,
-        minor=decode_number(minor) if type_flag in b"34" else 0,
+        major=decode_number(major, "major") if type_flag in b"34" else 0,
+        minor=decode_number(minor, "minor") if type_flag in b"34" else 0,
     )
     if header.size < 0:
         raise ConversionError(f"size {header.size}")
@@ -96,7 +96,7 @@ def decode_header(block: bytes) -> TarHeader:
 
 def _check_sum(block: bytes, field: bytes) -> None:
     """Compare with the sum of all bytes, unsigned or (historic tars) signed."""
-    wanted = decode_number(field)
+    wanted = decode_number(field, "header checksum")
     unsigned = sum(block) - sum(block[_CHECKSUM_FIELD]) + 8 * ord(" ")
     if wanted == unsigned:
         return
@@ -110,7 +110,7 @@ def _text(field: bytes) -> bytes:
     return field.partition(b"\0")[0]
 
 
-def decode_number(field: bytes) -> int:
+def decode_number(field: bytes, what: str) -> int:
     """A numeric field: octal text, or GNU's base 256 where the first bit is set.
 
     Raises:
@@ -125,7 +125,7 @@ def decode_number(field: bytes) -> int:
     if not text:
         return 0
     if not text.isdigit() or b"8" in text or b"9" in text:
-        raise ConversionError(f"number {field!r}")
+        raise ConversionError(f"{what} {field!r} is no number")
     return int(text, 8)
 
 
@@ -215,7 +215,7 @@ def old_gnu_sparse(header_block: bytes) -> tuple[int, SparseBlock]:
     block = SparseBlock(
         _sparse_pairs(header_block[_SPARSE_IN_HEADER]), header_block[_SPARSE_HEADER_CONTINUES] != 0
     )
-    return decode_number(header_block[_SPARSE_REAL_SIZE]), block
+    return decode_number(header_block[_SPARSE_REAL_SIZE], "sparse size"), block
 
 
 def old_gnu_sparse_continued(block: bytes) -> SparseBlock:
@@ -230,7 +230,8 @@ def _sparse_pairs(data: bytes) -> list[ByteRange]:
         length = data[start + 12 : start + _SPARSE_PAIR]
         if not offset[0] or not length[0]:
             break
-        segments.append(ByteRange(decode_number(offset), decode_number(length)))
+        numbers = (decode_number(field, "sparse map") for field in (offset, length))
+        segments.append(ByteRange(*numbers))
     return segments
 
 

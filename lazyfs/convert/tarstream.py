@@ -31,6 +31,9 @@ PIECE = 1 << 20
 MAX_EXTENSION_SIZE = 4 << 20
 """Bytes of one long name or PAX header (Go's ``archive/tar`` takes 1 MiB)."""
 
+MAX_GLOBAL_RECORDS = 256
+"""PAX records in force for every entry that follows, each of which costs time per entry."""
+
 
 class Readable(Protocol):
     """A stream to read; ``read`` may return less than asked, and nothing at the end."""
@@ -167,6 +170,8 @@ class TarReader:
             if header.type_flag == b"g":
                 for key, value in decode_pax_records(self._body(header)):
                     self._global_records[key] = extension.records[key] = value
+                if len(self._global_records) > MAX_GLOBAL_RECORDS:
+                    raise ConversionError(f"more than {MAX_GLOBAL_RECORDS} global PAX records")
             elif header.type_flag in (b"x", b"X"):
                 extension.in_order = decode_pax_records(self._body(header))
                 extension.records.update(extension.in_order)

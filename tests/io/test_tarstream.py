@@ -249,13 +249,13 @@ def test_times_that_are_none(text):
     ],
 )
 def test_numbers(field, value):
-    assert decode_number(field) == value
+    assert decode_number(field, "field") == value
 
 
 @pytest.mark.parametrize("field", [b"0000648\0", b"-0000644", b"0x644\0", b"6 4\0", b"1_0\0"])
 def test_numbers_that_are_none(field):
     with pytest.raises(ConversionError):
-        decode_number(field)
+        decode_number(field, "field")
 
 
 def test_checksums():
@@ -359,6 +359,7 @@ PAX_1_0 = {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.re
         (tars.header(b"x", kind=b"x", size=6) + tars.padded(b"6 abc\n"), "PAX record"),
         (tars.header(b"x", kind=b"x", size=2) + tars.padded(b"0 "), "PAX record"),
         (tars.header(b"x", kind=b"x", size=3) + tars.padded(b"-1 "), "PAX record"),
+        (tars.pax({b"k%d" % n: b"" for n in range(300)}, kind=b"g"), "256 global"),
         (tars.header(b"n", kind=b"M"), "type b'M'"),
         (tars.header(b"n", kind=b"Z"), "type b'Z'"),
         (tars.header(b"n", size=-5), "size -5"),

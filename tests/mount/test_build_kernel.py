@@ -233,6 +233,25 @@ def test_extremes_of_times_and_sizes(tmp_path):
     assert image.stat().st_size < 16 << 20
 
 
+def test_more_links_than_sixteen_bits_can_count(tmp_path):
+    count = 66_000
+    tar = tars.tar(
+        tars.file(b"one", b"data"),
+        *(tars.hard_link(b"links/%d" % n, b"one") for n in range(count)),
+        *(tars.directory(b"dirs/%d" % n) for n in range(count)),
+    )
+    image = write_image(tar, tmp_path / "image.erofs")
+    with mounted(image, tmp_path / "mounted") as got:
+        assert (got / "one").stat().st_nlink == count + 1
+        assert (got / "dirs").stat().st_nlink == count + 2
+        assert len(os.listdir(got / "links")) == count
+        assert {entry.inode() for entry in os.scandir(got / "links")} == {
+            (got / "one").stat().st_ino
+        }
+        assert (got / "links/65999").read_bytes() == b"data"
+        assert (got / "dirs/12345").is_dir()
+
+
 @pytest.mark.parametrize("xattr_size", [0, 100, 2000, 3900, 4010, 5000])
 def test_link_targets_and_directories_of_every_size_beside_xattrs(tmp_path, xattr_size):
     """Inline data must not cross a block, whatever stands before it."""

@@ -48,7 +48,7 @@ class Entries:
         self.builder.add_hard_link(path, target)
 
     def whiteout(self, path: bytes) -> None:
-        self.builder.add_whiteout(path, attributes(0))
+        self.builder.add_whiteout(path)
 
     def opaque(self, path: bytes) -> None:
         self.builder.set_opaque(path)
@@ -238,7 +238,7 @@ def test_whiteouts_hide_lower_layers_only():
     tree = tree_of(fill)
     opaque = {b"trusted.overlay.opaque": b"y"}
     origin = {b"trusted.overlay.origin": b""}
-    assert stat.S_ISCHR(tree[b"gone"].mode)
+    assert tree[b"gone"].mode == stat.S_IFCHR
     assert tree[b"gone"].rdev == (0, 0)
     assert tree[b"here"].content == b"kept"
     assert tree[b"new"].content == b"wins"

@@ -29,8 +29,8 @@ class ImageInMemory:
         assert 0 <= need.offset <= need.offset + need.length <= len(self.data)
         return self.data[need.offset : need.offset + need.length]
 
-    def names(self, inode: Inode) -> dict[bytes, int]:
-        names: dict[bytes, int] = {}
+    def names(self, inode: Inode) -> dict[bytes, Nid]:
+        names: dict[bytes, Nid] = {}
         position = 0
         while entries := run(self.image.entries(inode, position), self._read):
             names |= {entry.name: entry.nid for entry in entries}
@@ -43,7 +43,7 @@ class ImageInMemory:
         pending = [(b".", self.image.root_nid, self.image.root_nid)]
         while pending:
             path, nid, parent = pending.pop()
-            inode = run(self.image.inode(Nid(nid)), self._read)
+            inode = run(self.image.inode(nid), self._read)
             content = b""
             if inode.is_directory:
                 names = self.names(inode)

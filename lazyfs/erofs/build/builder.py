@@ -138,23 +138,27 @@ class ImageBuilder:
         """Add another name of ``target``, which may come later."""
         self._tree.put_hard_link(path, target)
 
-    def add_whiteout(self, path: bytes, attributes: EntryAttributes) -> None:
+    def add_whiteout(self, path: bytes) -> None:
         """Hide ``path`` of lower layers: overlayfs's character device 0:0."""
-        self._tree.put_whiteout(path, self._attributes(path, attributes))
+        self._tree.put_whiteout(path)
 
     def set_opaque(self, path: bytes) -> None:
         """Hide what lower layers have in the directory ``path``."""
         self._tree.set_opaque(path)
 
-    def finish(self) -> bytearray:
+    def finish(self, data_alignment_bytes: int = BLOCK_SIZE) -> bytearray:
         """The metadata: whole blocks that stand before the spooled data in the image.
+
+        Args:
+            data_alignment_bytes: where the data may begin: at a multiple of this, itself a
+                multiple of the block size.
 
         Raises:
             ConversionError: the entries make no valid image.
         """
         self._tree.complete()
         file_data = FileData(self._data_size // BLOCK_SIZE, self._data_checksum)
-        return encode_metadata(self._tree.root, file_data)
+        return encode_metadata(self._tree.root, file_data, data_alignment_bytes)
 
     def _attributes(self, path: bytes, given: EntryAttributes) -> Attributes:
         if not (0 <= given.uid <= MAX_ID and 0 <= given.gid <= MAX_ID):

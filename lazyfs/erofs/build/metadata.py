@@ -85,7 +85,7 @@ class FileData:
 class _Layout:
     """Sizes and addresses, fixed before the first byte is written."""
 
-    def __init__(self, root: Directory) -> None:
+    def __init__(self, root: Directory, data_alignment_bytes: int) -> None:
         self.inodes = _preorder(root)
         self.epoch_ns = _commonest_mtime(self.inodes)
         counts = Counter(xattr for inode in self.inodes for xattr in inode.attributes.xattrs)
@@ -97,7 +97,7 @@ class _Layout:
         self.shared_ids: dict[Xattr, int] = shared_ids(sorted(self._shared), self.shared_position)
         for inode in self.inodes[1:]:
             self._place(space, inode)
-        self.size_bytes = space.end
+        self.size_bytes = round_up(space.end, data_alignment_bytes)
 
     def is_extended(self, inode: Inode) -> bool:
         """Whether a compact inode would lose something."""
@@ -270,13 +270,19 @@ def _directory_data(directory: Directory) -> bytes:
     return encode_directory(sorted(dirents), BLOCK_SIZE)
 
 
-def encode_metadata(root: Directory, file_data: FileData) -> bytearray:
+def encode_metadata(root: Directory, file_data: FileData, data_alignment_bytes: int) -> bytearray:
     """The first blocks of the image, which the file data follows.
+
+    Args:
+        root: of the tree.
+        file_data: what will follow.
+        data_alignment_bytes: the metadata are padded with zeros to a multiple of this, itself
+            a multiple of the block size.
 
     Raises:
         ConversionError: the image has more blocks than its format can address.
     """
-    layout = _Layout(root)
+    layout = _Layout(root, data_alignment_bytes)
     blocks = layout.size_bytes // BLOCK_SIZE + file_data.blocks
     if blocks >= EROFS_NULL_ADDR_32:
         raise ConversionError(

@@ -36,6 +36,8 @@ class Attributes(NamedTuple):
 
 IMPLIED_DIRECTORY = Attributes(0o755, 0, 0, 0)
 """A directory that the entries use but never describe: root's, 0755, of 1970-01-01."""
+WHITEOUT = Attributes(0, 0, 0, 0)
+"""What overlayfs itself gives a whiteout, but for the time; nobody sees it."""
 
 
 class Inode:
@@ -198,12 +200,12 @@ class Tree:
         else:
             self.put(directory, name, found)
 
-    def put_whiteout(self, path: bytes, attributes: Attributes) -> None:
+    def put_whiteout(self, path: bytes) -> None:
         """Hide the name of lower layers, but nothing that this layer has itself."""
         directory, name = self.locate(path)
         present = directory.children.get(name)
         if present is None:
-            self.put(directory, name, Inode(stat.S_IFCHR, attributes))
+            self.put(directory, name, Inode(stat.S_IFCHR, WHITEOUT))
         elif isinstance(present, Directory):
             present.opaque = True
 
