@@ -79,7 +79,7 @@ def decode_credential_file(raw: bytes, what: str) -> CredentialFile:
     """
     document = parse_object(raw, what, CONFIG_LIMIT_BYTES)
     entries: dict[str, Credentials] = {}
-    for key, value in as_object(document.pop("auths", None) or {}, f"{what}: auths").items():
+    for key, value in as_object(document.pop("auths", {}), f"{what}: auths").items():
         credentials = _decode_entry(dict(as_object(value, f"{what}: auths")), f"{what}: {key[:80]}")
         if credentials != Credentials():
             entries[_key(key)] = credentials

@@ -118,9 +118,7 @@ def parse_reference(text: str) -> Reference:
         raise InvalidReferenceError(f"image name of {len(text)} characters (at most {NAME_LIMIT})")
     rest, digest = _split_digest(text)
     head, slash, tail = rest.partition("/")
-    if slash and (
-        "." in head or ":" in head or head.lower() == "localhost" or head != head.lower()
-    ):
+    if slash and ("." in head or ":" in head or head.lower() == "localhost"):
         registry, rest = _parse_host(head, text), tail
     else:
         registry = DOCKER_HUB

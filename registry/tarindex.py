@@ -136,7 +136,7 @@ def _number(field: bytes, position: int) -> int:
         return value
     match = _OCTAL.fullmatch(field)
     if not match:
-        raise ContentError(f"tar: no number in the header at {position}: not a tar archive?")
+        raise ContentError(f"tar: no header at {position}: not an uncompressed tar archive")
     return int(match[1] or b"0", 8)
 
 

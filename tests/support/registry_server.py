@@ -1,7 +1,7 @@
 """Debian's docker-registry on a free loopback port, for tests and examples.
 
-    with running_registry(folder) as registry:
-        ...  # registry.host is "127.0.0.1:PORT"
+with running_registry(folder) as registry:
+    ...  # registry.host is "127.0.0.1:PORT"
 """
 
 import contextlib
@@ -112,6 +112,6 @@ def running_registry(
     finally:
         process.kill()
         process.wait()
-        if reader:
+        if reader is not None:
             reader.join()
         process.stderr.close()

@@ -1,0 +1,120 @@
+"""An HTTP server that answers what a test tells it to, lies and half answers included.
+
+def answer(request: Request) -> Reply:
+    return Reply(206, b"abc", {"Content-Range": "bytes 0-2/3"})
+
+async with scripted_server(answer) as server:
+    ...  # server.host is "127.0.0.1:PORT", server.requests what was asked
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+
+import h11
+import trio
+
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    target: str
+    """Path and query."""
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int = 200
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    length: int | None = None
+    """What ``Content-Length`` says; None: the truth."""
+    chunked: bool = False
+    """Send with chunked coding, which promises no length."""
+    cut: bool = False
+    """Hang up behind the bytes of ``body``."""
+    hang: bool = False
+    """Never answer."""
+
+
+@dataclass
+class ScriptedServer:
+    host: str
+    requests: list[Request] = field(default_factory=list)
+
+    def count(self, method: str, path: str) -> int:
+        return sum(1 for r in self.requests if (r.method, r.path) == (method, path))
+
+
+@contextlib.asynccontextmanager
+async def scripted_server(
+    answer: Callable[[Request], Reply], address: str = "127.0.0.1"
+) -> AsyncIterator[ScriptedServer]:
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host=address)
+        port = listeners[0].socket.getsockname()[1]
+        server = ScriptedServer(f"{address}:{port}")
+
+        async def handle(stream: trio.SocketStream) -> None:
+            with contextlib.suppress(trio.BrokenResourceError, h11.RemoteProtocolError):
+                async with stream:
+                    while request := await _receive(stream):
+                        server.requests.append(request)
+                        if not await _send(stream, request, answer(request)):
+                            break
+
+        nursery.start_soon(trio.serve_listeners, handle, listeners)
+        yield server
+        nursery.cancel_scope.cancel()
+
+
+async def _receive(stream: trio.SocketStream) -> Request | None:
+    connection = h11.Connection(h11.SERVER)
+    head: h11.Request | None = None
+    body: list[bytes] = []
+    while True:
+        event = connection.next_event()
+        if event is h11.NEED_DATA:
+            if connection.they_are_waiting_for_100_continue:
+                await stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.receive_data(await stream.receive_some())
+        elif isinstance(event, h11.Request):
+            head = event
+        elif isinstance(event, h11.Data):
+            body.append(bytes(event.data))
+        elif isinstance(event, h11.EndOfMessage):
+            assert head is not None
+            headers = {k.decode().lower(): v.decode() for k, v in head.headers}
+            return Request(head.method.decode(), head.target.decode(), headers, b"".join(body))
+        else:
+            return None
+
+
+async def _send(stream: trio.SocketStream, request: Request, reply: Reply) -> bool:
+    """Send the reply as it is; False when the connection must end."""
+    if reply.hang:
+        await trio.sleep_forever()
+    headers = dict(reply.headers)
+    if reply.chunked:
+        headers["Transfer-Encoding"] = "chunked"
+    else:
+        length = len(reply.body) if reply.length is None else reply.length
+        headers.setdefault("Content-Length", str(length))
+    lines = [f"HTTP/1.1 {reply.status} X", *(f"{k}: {v}" for k, v in headers.items())]
+    await stream.send_all("\r\n".join(lines).encode() + b"\r\n\r\n")
+    if request.method == "HEAD":
+        return True
+    if reply.chunked:
+        if reply.body:
+            await stream.send_all(b"%x\r\n%s\r\n" % (len(reply.body), reply.body))
+        await stream.send_all(b"0\r\n\r\n")
+    else:
+        await stream.send_all(reply.body)
+    return not reply.cut and reply.length is None
