@@ -6,6 +6,7 @@ it decodes to against the configuration's diff ID, and only then is there an ima
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import BinaryIO, cast
 
 import trio
@@ -34,6 +35,7 @@ async def ingest(
     descriptor: Descriptor,
     diff_id: Digest,
     on_progress: Callable[[int], None],
+    chunk_size_bytes: int,
 ) -> Image:
     """Read a layer and make an image of it.
 
@@ -42,6 +44,7 @@ async def ingest(
         descriptor: what they must be.
         diff_id: digest of what they must decode to.
         on_progress: told of blob bytes read; called in a worker thread.
+        chunk_size_bytes: the image will be cut into chunks of this size.
 
     Raises:
         ConversionError: the layer is broken, or holds what an image cannot.
@@ -53,7 +56,9 @@ async def ingest(
     name = f"layer {descriptor.digest}"
     verifier = DigestVerifier(descriptor.digest, descriptor.size_bytes, name)
     encoding = is_erofs_layer(descriptor.media_type)
-    build: Build = build_image if encoding is None else copy_image
+    build: Build = copy_image
+    if encoding is None:
+        build = partial(build_image, chunk_size_bytes=chunk_size_bytes)
     send, receive = trio.open_memory_channel[bytes](PIECES_AHEAD)
 
     def see(piece: bytes) -> None:
@@ -68,13 +73,13 @@ async def ingest(
             image = build(layer, spool)
             layer.drain()
             verifier.finish()
-            _check_diff_id(layer, diff_id)
-        except ConversionError:
+            _check_diff_id(layer, diff_id, name)
+        except ConversionError as error:
             spool.close()
             # A blob that is not the promised one is the better message.
             feed.drain()
             verifier.finish()
-            raise
+            raise ConversionError(f"{name}: {error}") from error
         except BaseException:
             spool.close()
             raise
@@ -85,11 +90,11 @@ async def ingest(
         return await trio.to_thread.run_sync(work)
 
 
-def _check_diff_id(layer: DecodedLayer, diff_id: Digest) -> None:
+def _check_diff_id(layer: DecodedLayer, diff_id: Digest, name: str) -> None:
     if diff_id.algorithm != "sha256":
         raise ConversionError(f"diff ID {diff_id}: only sha256 is supported")
     if layer.sha256() != diff_id.encoded:
         raise DigestMismatchError(
-            f"layer decodes to {layer.size_bytes} bytes of sha256:{layer.sha256()}, "
+            f"{name}: decodes to {layer.size_bytes} bytes of sha256:{layer.sha256()}, "
             f"its diff ID is {diff_id}"
         )

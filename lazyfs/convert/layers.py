@@ -54,7 +54,9 @@ class LayerConverter:
         task.stage("reading", layer.size_bytes)
         reader = await self._source.open_blob(layer)
         with open_temporary() as file:
-            with closing(await ingest(reader, layer, diff_id, task.advance)) as image:
+            chunk_size_bytes = self._options.chunk_size_bytes
+            image = await ingest(reader, layer, diff_id, task.advance, chunk_size_bytes)
+            with closing(image):
                 task.stage("compressing", image.size_bytes)
                 wrapped = await wrap_image(image, file, self._options, self._workers, task.advance)
             descriptor = converted_layer(

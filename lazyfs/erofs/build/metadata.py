@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lazyfs.erofs.build.dirents import Dirent, directory_size, encode_directory
-from lazyfs.erofs.build.space import MetadataSpace
+from lazyfs.erofs.build.space import MetadataSpace, round_up
 from lazyfs.erofs.build.tree import UNPLACED, Directory, Inode, RegularFile, Symlink
 from lazyfs.erofs.build.xattrs import (
     Xattr,
