@@ -12,6 +12,8 @@ from lazyfs.model import Nid
 _DIRENT_BYTES = ondisk.DIRENT.size_bytes
 _NAMEOFF_OFFSET = 8
 _nameoff_at = struct.Struct("<H").unpack_from
+_two_nameoffs_at = struct.Struct(f"<H{_DIRENT_BYTES - 2}xH").unpack_from
+_head_at = struct.Struct("<QHB").unpack_from
 
 _FILE_TYPES = (
     0,
@@ -43,7 +45,7 @@ class DirectoryBlock:
     Every method raises ``ImageFormatError`` for a dirent that breaks the format.
     """
 
-    __slots__ = ("_data", "_directory", "_offset", "count")
+    __slots__ = ("_data", "_directory", "_names_start", "_offset", "count")
 
     def __init__(self, directory: Inode, offset: int, data: bytes) -> None:
         """Take the block at ``offset`` of the directory's data.
@@ -59,20 +61,21 @@ class DirectoryBlock:
         (names_start,) = _nameoff_at(data, _NAMEOFF_OFFSET)
         if names_start % _DIRENT_BYTES or not _DIRENT_BYTES <= names_start < len(data):
             raise self._broken(0, f"nameoff {names_start}")
+        self._names_start: int = names_start
         self.count: int = names_start // _DIRENT_BYTES
 
     def name(self, index: int) -> bytes:
         """The name of entry ``index``."""
         data = self._data
         position = index * _DIRENT_BYTES + _NAMEOFF_OFFSET
-        (start,) = _nameoff_at(data, position)
         if index + 1 < self.count:
-            (end,) = _nameoff_at(data, position + _DIRENT_BYTES)
+            start, end = _two_nameoffs_at(data, position)
         else:
+            (start,) = _nameoff_at(data, position)
             end = data.find(b"\0", start)
             if end < 0:
                 end = len(data)
-        if not self.count * _DIRENT_BYTES <= start < end <= len(data):
+        if not self._names_start <= start < end <= len(data):
             raise self._broken(index, f"name from {start} to {end} of {len(data)}")
         if end - start > limits.MAX_NAME_BYTES:
             raise self._broken(index, f"name of {end - start} bytes")
@@ -80,25 +83,22 @@ class DirectoryBlock:
 
     def entry(self, index: int) -> Entry:
         """Entry ``index``, its name checked as a name."""
-        raw = ondisk.DIRENT.decode(self._data, index * _DIRENT_BYTES)
+        nid, _, file_type = _head_at(self._data, index * _DIRENT_BYTES)
         name = self.name(index)
-        if raw.file_type >= ondisk.EROFS_FT_MAX:
-            raise self._broken(index, f"file type {raw.file_type}")
+        if file_type >= ondisk.EROFS_FT_MAX:
+            raise self._broken(index, f"file type {file_type}")
         if b"/" in name or b"\0" in name:
             raise self._broken(index, f"name {name!r}")
-        if name in (b".", b".."):
-            self._check_dot(index, name, raw)
+        if name == b"." or name == b"..":
+            if file_type != ondisk.EROFS_FT_DIR:
+                raise self._broken(index, f"{name!r} has file type {file_type}")
+            if name == b"." and nid != self._directory.nid:
+                raise self._broken(index, f"'.' is nid {nid:#x}")
         if index + 1 < self.count:
             next_position = self._offset + (index + 1) * _DIRENT_BYTES
         else:
             next_position = self._offset + len(self._data)
-        return Entry(name, Nid(raw.nid), _FILE_TYPES[raw.file_type], next_position)
-
-    def _check_dot(self, index: int, name: bytes, raw: ondisk.DirentRecord) -> None:
-        if raw.file_type != ondisk.EROFS_FT_DIR:
-            raise self._broken(index, f"{name!r} has file type {raw.file_type}")
-        if name == b"." and raw.nid != self._directory.nid:
-            raise self._broken(index, f"'.' is nid {raw.nid:#x}")
+        return Entry(name, nid, _FILE_TYPES[file_type], next_position)
 
     def entries(self, start: int, before: bytes | None) -> list[Entry]:
         """The entries from index ``start`` on; each name comes behind the one before it.
@@ -119,15 +119,15 @@ class DirectoryBlock:
     def find(self, name: bytes) -> Entry | None:
         """The entry of that name."""
         low, high = 0, self.count
-        while low < high:
-            middle = (low + high) // 2
+        while low < high:  # halves each time
+            middle = (low + high) >> 1
             found = self.name(middle)
-            if found == name:
-                return self.entry(middle)
             if found < name:
                 low = middle + 1
-            else:
+            elif found > name:
                 high = middle
+            else:
+                return self.entry(middle)
         return None
 
     def _broken(self, index: int, why: str) -> ImageFormatError:

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple, TypeAlias
 
-from lazyfs.erofs import ondisk
+from lazyfs.erofs import limits, ondisk
 from lazyfs.erofs.devices import AddressSpace
 from lazyfs.erofs.inode import Inode
 from lazyfs.erofs.superblock import Superblock
@@ -39,7 +39,8 @@ def flat_run(superblock: Superblock, inode: Inode, offset: int, end: int) -> Run
     Both are inside the file. Device 0 means the unified address space.
 
     Raises:
-        ImageFormatError: inline data does not end in the block where it begins.
+        ImageFormatError: no such address, or inline data that does not end in the block
+            where it begins.
     """
     size = inode.size_bytes
     if inode.layout == ondisk.EROFS_INODE_FLAT_PLAIN:
@@ -50,6 +51,8 @@ def flat_run(superblock: Superblock, inode: Inode, offset: int, end: int) -> Run
         head_bytes = (size - 1) >> superblock.block_bits << superblock.block_bits
     if offset < head_bytes:
         start = inode.data << superblock.block_bits
+        if start + size > limits.MAX_ADDRESS:
+            raise ImageFormatError(f"nid {inode.nid:#x}: {size} bytes at {start}")
         return Extent(offset, min(head_bytes, end) - offset, 0, start + offset)
     tail = inode.tail_address
     if tail % superblock.block_bytes + size - head_bytes > superblock.block_bytes:

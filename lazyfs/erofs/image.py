@@ -1,24 +1,11 @@
 """An EROFS image: every operation is a generator that asks for the bytes it needs."""
 
-from collections.abc import Sequence
-from typing import TypeAlias
-
 from lazyfs.erofs import limits, ondisk, xattr
-from lazyfs.erofs.compressed.codecs import decompress
-from lazyfs.erofs.compressed.map import CompressedMap, open_compressed_map
-from lazyfs.erofs.compressed.runs import Encoded, Fragment
-from lazyfs.erofs.compressed.window import window_bytes
+from lazyfs.erofs.datamap import Run
 from lazyfs.erofs.devices import AddressSpace, DeviceSlot, decode_device_table
 from lazyfs.erofs.directory import DirectoryBlock, Entry, start_index
-from lazyfs.erofs.extents import (
-    METABOX,
-    Extent,
-    Hole,
-    chunk_map,
-    chunk_runs,
-    flat_run,
-)
-from lazyfs.erofs.inode import Inode, decode_inode, inode_address, is_extended
+from lazyfs.erofs.inode import Inode
+from lazyfs.erofs.reader import Reader
 from lazyfs.erofs.superblock import (
     HEAD_BYTES,
     Superblock,
@@ -34,11 +21,7 @@ from lazyfs.errors import (
     NotASymlinkNodeError,
 )
 from lazyfs.model import Nid
-from lazyfs.steps import Derive, Need, Steps
-
-Run: TypeAlias = Extent | Hole | Encoded | Fragment
-
-__all__ = ["DeviceSlot", "Entry", "Extent", "Hole", "Image", "Inode", "Superblock", "open_image"]
+from lazyfs.steps import Need, Steps
 
 
 def open_image(*, flat: bool = False) -> "Steps[Image]":
@@ -62,28 +45,20 @@ def open_image(*, flat: bool = False) -> "Steps[Image]":
         length = superblock.device_count * ondisk.EROFS_DEVT_SLOT_SIZE
         table = yield Need(0, superblock.device_table_address, length)
         slots = decode_device_table(superblock, table)
-    return Image(superblock, slots, AddressSpace(slots, flat=flat))
+    return Image(superblock, slots, Reader(superblock, AddressSpace(slots, flat=flat)))
 
 
 class Image:
-    """An image whose superblock is known; open one with ``open_image``.
-
-    Nothing is read before it is needed, and little is kept: the inode of the metabox and
-    the table of long xattr prefixes, once something asks for them.
-    """
+    """An image whose superblock is known; open one with ``open_image``."""
 
     def __init__(
-        self, superblock: Superblock, devices: tuple[DeviceSlot, ...], space: AddressSpace
+        self, superblock: Superblock, devices: tuple[DeviceSlot, ...], reader: Reader
     ) -> None:
         """Take what ``open_image`` has read."""
         self.superblock = superblock
         self.devices = devices
         self.root_nid = superblock.root_nid
-        self._space = space
-        self._window_bytes = window_bytes(superblock)
-        self._metabox: Inode | None = None
-        self._packed: Inode | None = None
-        self._maps: dict[Nid, CompressedMap] = {}
+        self._reader = reader
         self._long_prefixes: tuple[bytes | None, ...] | None = None
 
     def inode(self, nid: Nid) -> Steps[Inode]:
@@ -93,18 +68,7 @@ class Image:
             ImageFormatError: there is none, or it is broken.
             UnsupportedFeatureError: it has an unknown form.
         """
-        address = inode_address(self.superblock, nid)
-        offset = address % self._window_bytes
-        in_metabox = bool(nid >> ondisk.EROFS_DIRENT_NID_METABOX_BIT)
-        data = yield from self._window(in_metabox, address - offset)
-        if offset >= len(data):
-            raise ImageFormatError(f"nid {nid:#x}: behind the end of the metabox")
-        if is_extended(data, offset) and offset + ondisk.INODE_EXTENDED.size_bytes > len(data):
-            data = data[offset:] + (
-                yield from self._window(in_metabox, address - offset + self._window_bytes)
-            )
-            offset = 0
-        return decode_inode(self.superblock, nid, address, data, offset)
+        return self._reader.inode(nid)
 
     def lookup(self, directory: Inode, name: bytes) -> Steps[Entry]:
         """The entry of that name, by binary search over the blocks and then in one.
@@ -144,19 +108,35 @@ class Image:
             ImageFormatError: the block breaks the format, or its names are out of order.
         """
         self._check_directory(directory)
-        block_bytes = self.superblock.block_bytes
-        index = start_index(position, block_bytes)
-        number = position >> self.superblock.block_bits
         if position >= directory.size_bytes:
             return []
+        number = position >> self.superblock.block_bits
+        index = start_index(position, self.superblock.block_bytes)
         block = yield from self._directory_block(directory, number)
+        if index >= block.count:  # no position that we gave out
+            return (yield from self.entries(directory, number + 1 << self.superblock.block_bits))
         before = None
         if index:
-            before = block.name(min(index, block.count) - 1)
+            before = block.name(index - 1)
         elif number:
             previous = yield from self._directory_block(directory, number - 1)
             before = previous.name(previous.count - 1)
         return block.entries(index, before)
+
+    def parent_nid(self, directory: Inode) -> Steps[Nid]:
+        """What ``..`` of a directory says.
+
+        In a sound image that is the directory in which the name stood that led here (the
+        root's is the root): who checks it needs no other guard against loops.
+
+        Raises:
+            NotADirectoryNodeError: ``directory`` is none.
+            ImageFormatError: it has no ``..``, or a block on the way is broken.
+        """
+        try:
+            return (yield from self.lookup(directory, b"..")).nid
+        except NoSuchEntryError:
+            raise ImageFormatError(f"directory nid {directory.nid:#x}: no '..'") from None
 
     def read(self, inode: Inode, offset: int, length: int) -> Steps[bytes]:
         """File data; short only at the end of the file.
@@ -170,7 +150,7 @@ class Image:
         length = min(length, inode.size_bytes - offset)
         if length <= 0:
             return b""
-        return (yield from self._data(inode, offset, length))
+        return (yield from self._reader.data(inode, offset, length))
 
     def extents(self, inode: Inode, offset: int, length: int) -> Steps[list[Run]]:
         """Where file data lies, in order and without gaps; none at the end of the file.
@@ -184,7 +164,7 @@ class Image:
         end = min(offset + length, inode.size_bytes)
         if inode.is_special or offset >= end:
             return []
-        return (yield from self._runs(inode, offset, end))
+        return (yield from self._reader.map.runs(inode, offset, end))
 
     def link_target(self, inode: Inode) -> Steps[bytes]:
         """Target of a symbolic link.
@@ -197,7 +177,7 @@ class Image:
             raise NotASymlinkNodeError(f"nid {inode.nid:#x}: mode {inode.mode:#o}")
         if not 0 < inode.size_bytes <= limits.MAX_LINK_BYTES:
             raise ImageFormatError(f"nid {inode.nid:#x}: link of {inode.size_bytes} bytes")
-        target = yield from self._data(inode, 0, inode.size_bytes)
+        target = yield from self._reader.data(inode, 0, inode.size_bytes)
         if b"\0" in target:
             raise ImageFormatError(f"nid {inode.nid:#x}: NUL in the link {target!r}")
         return target
@@ -211,7 +191,7 @@ class Image:
         """
         if not inode.xattr_bytes:
             return {}
-        raw = yield from xattr.read_raw_xattrs(self.superblock, inode, self._metadata)
+        raw = yield from xattr.read_raw_xattrs(self.superblock, inode, self._reader.metadata)
         prefixes: tuple[bytes | None, ...] = ()
         if xattr.needs_long_prefixes(raw):
             prefixes = yield from self._read_long_prefixes()
@@ -224,162 +204,8 @@ class Image:
     def _directory_block(self, directory: Inode, number: int) -> Steps[DirectoryBlock]:
         offset = number << self.superblock.block_bits
         length = min(self.superblock.block_bytes, directory.size_bytes - offset)
-        return DirectoryBlock(directory, offset, (yield from self._data(directory, offset, length)))
-
-    # --- data -------------------------------------------------------------------------------
-
-    def _data(self, inode: Inode, offset: int, length: int) -> Steps[bytes]:
-        """Bytes of anything that has data; the range is inside it."""
-        end = offset + length
-        pieces = []
-        while offset < end:  # each turn gets at least one run
-            for run in (yield from self._runs(inode, offset, end)):
-                stop = min(run.offset + run.length, end)
-                pieces.append((yield from self._part(inode, run, offset, stop)))
-                offset = stop
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def _runs(self, inode: Inode, offset: int, end: int) -> Steps[list[Run]]:
-        """Runs from ``offset``, at least one, up to ``end`` or a limit; inside the file."""
-        if inode.layout == ondisk.EROFS_INODE_CHUNK_BASED:
-            runs = yield from self._chunk_runs(inode, offset, end)
-        elif inode.is_compressed:
-            runs = yield from self._compressed_runs(inode, offset, end)
-        else:
-            return self._placed(flat_run(self.superblock, inode, offset, end))
-        while runs[0].offset + runs[0].length <= offset:  # other parts of the first extent
-            del runs[0]
-        return runs
-
-    def _compressed_runs(self, inode: Inode, offset: int, end: int) -> Steps[list[Run]]:
-        compressed = self._maps.get(inode.nid)
-        if compressed is None:
-            compressed = yield from open_compressed_map(self.superblock, inode, self._window)
-            if len(self._maps) >= limits.MAX_KEPT_MAPS:
-                self._maps.pop(next(iter(self._maps)), None)
-            self._maps[inode.nid] = compressed
-        runs: list[Run] = []
-        while offset < end and len(runs) < limits.MAX_MAP_ENTRIES:
-            for run in (yield from compressed.runs_at(offset)):
-                runs += self._placed(run)
-            offset = runs[-1].offset + runs[-1].length
-        return runs
-
-    def _placed(self, run: Run) -> list[Run]:
-        """The run with its address in the unified space made one of a device."""
-        if isinstance(run, Hole | Fragment) or run.device == METABOX:
-            return [run]
-        if isinstance(run, Encoded):
-            places = self._space.resolve(0, run.address, run.stored_bytes)
-            if len(places) > 1:
-                raise ImageFormatError(f"pcluster at {run.address} is on two devices")
-            return [run._replace(device=places[0].device, address=places[0].address)]
-        offset = run.offset
-        placed: list[Run] = []
-        for place in self._space.resolve(0, run.address, run.length):
-            placed.append(Extent(offset, place.length, place.device, place.address))
-            offset += place.length
-        return placed
-
-    def _chunk_runs(self, inode: Inode, offset: int, end: int) -> Steps[list[Run]]:
-        chunks = chunk_map(self.superblock, inode)
-        first = offset >> chunks.chunk_bits
-        count = min((end - 1 >> chunks.chunk_bits) + 1 - first, limits.MAX_MAP_ENTRIES)
-        entries = yield from self._metadata(
-            inode.in_metabox,
-            chunks.address + first * chunks.entry_bytes,
-            count * chunks.entry_bytes,
-        )
-        return [*chunk_runs(self.superblock, inode, chunks, self._space, first, entries)]
-
-    def _part(self, inode: Inode, run: Run, start: int, stop: int) -> Steps[bytes]:
-        """The bytes of a run from ``start`` to ``stop``, both in the file."""
-        length = stop - start
-        if isinstance(run, Hole):
-            return bytes(length)
-        if isinstance(run, Encoded):
-            data = yield from self._decompressed(run)
-            return data[start - run.offset : stop - run.offset]
-        if isinstance(run, Fragment):
-            return (
-                yield from self._fragment(inode, run.packed_offset + start - run.offset, length)
-            )
-        address = run.address + start - run.offset
-        if run.device == METABOX:
-            return (yield from self._metadata(True, address, length))
-        if length <= limits.MAX_NEED_BYTES:
-            return (yield Need(run.device, address, length))
-        pieces = []
-        for skip in range(0, length, limits.MAX_NEED_BYTES):
-            piece_length = min(limits.MAX_NEED_BYTES, length - skip)
-            pieces.append((yield Need(run.device, address + skip, piece_length)))
-        return b"".join(pieces)
-
-    def _decompressed(self, run: Encoded) -> Steps[bytes]:
-        """All bytes of the run's extent."""
-        padded = self.superblock.has_incompat(ondisk.EROFS_FEATURE_INCOMPAT_LZ4_0PADDING)
-        stored = b""
-        inputs: tuple[Need, ...] = ()
-        if run.device == METABOX:
-            stored = yield from self._metadata(True, run.address, run.stored_bytes)
-        else:
-            inputs = (Need(run.device, run.address, run.stored_bytes),)
-
-        def compute(answers: Sequence[bytes]) -> bytes:
-            return decompress(
-                run.algorithm,
-                answers[0] if answers else stored,
-                run.length,
-                partial=run.partial,
-                padded=padded,
-            )
-
-        return (yield Derive(run[1:], inputs, compute, run.length))
-
-    def _fragment(self, inode: Inode, offset: int, length: int) -> Steps[bytes]:
-        if inode.nid == self.superblock.packed_nid or not self.superblock.packed_nid:
-            raise ImageFormatError(f"nid {inode.nid:#x}: has a fragment, and must not")
-        if self._packed is None:
-            self._packed = yield from self._internal_inode(self.superblock.packed_nid)
-        if offset + length > self._packed.size_bytes:
-            raise ImageFormatError(
-                f"nid {inode.nid:#x}: fragment at {offset} of {self._packed.size_bytes}"
-            )
-        return (yield from self._data(self._packed, offset, length))
-
-    # --- metadata ---------------------------------------------------------------------------
-
-    def _window(self, in_metabox: bool, address: int) -> Steps[bytes]:
-        """The aligned window of metadata at ``address``; short at the metabox's end."""
-        if not in_metabox:
-            return (yield Need(0, address, self._window_bytes))
-        metabox = yield from self._metabox_inode()
-        length = min(self._window_bytes, metabox.size_bytes - address)
-        return (yield from self._metadata(True, address, length))
-
-    def _metadata(self, in_metabox: bool, address: int, length: int) -> Steps[bytes]:
-        """Metadata by byte address: of the first device, or of the metabox."""
-        if not in_metabox:
-            if address + length > limits.MAX_ADDRESS:
-                raise ImageFormatError(f"metadata at {address}")
-            return (yield Need(0, address, length))
-        metabox = yield from self._metabox_inode()
-        if not 0 <= address <= address + length <= metabox.size_bytes:
-            raise ImageFormatError(f"metabox: {length} bytes at {address} of {metabox.size_bytes}")
-        return (yield from self._data(metabox, address, length))
-
-    def _metabox_inode(self) -> Steps[Inode]:
-        if self._metabox is None:
-            if not self.superblock.metabox_nid:
-                raise ImageFormatError("metadata in the metabox, but the image has none")
-            self._metabox = yield from self._internal_inode(self.superblock.metabox_nid)
-        return self._metabox
-
-    def _internal_inode(self, nid: Nid) -> Steps[Inode]:
-        inode = yield from self.inode(nid)
-        if not inode.is_regular:
-            raise ImageFormatError(f"internal nid {nid:#x}: mode {inode.mode:#o}")
-        return inode
+        data = yield from self._reader.data(directory, offset, length)
+        return DirectoryBlock(directory, offset, data)
 
     def _read_long_prefixes(self) -> Steps[tuple[bytes | None, ...]]:
         if self._long_prefixes is None:
@@ -387,13 +213,13 @@ class Image:
             holder: Inode | None = None
             if not superblock.has_compat(ondisk.EROFS_FEATURE_COMPAT_PLAIN_XATTR_PFX):
                 if superblock.metabox_nid:
-                    holder = yield from self._metabox_inode()
+                    holder = yield from self._reader.metabox()
                 elif superblock.packed_nid:
-                    holder = yield from self._internal_inode(superblock.packed_nid)
+                    holder = yield from self._reader.packed()
 
             def read(offset: int, length: int) -> Steps[bytes]:
                 if holder is None:
-                    return (yield from self._metadata(False, offset, length))
+                    return (yield from self._reader.metadata(False, offset, length))
                 return (yield from self.read(holder, offset, length))
 
             self._long_prefixes = yield from xattr.read_long_prefixes(superblock, read)

@@ -40,3 +40,6 @@ MAX_KEPT_WINDOWS = 4
 
 MAX_KEPT_MAPS = 64
 """Compressed files whose map header, and a little of whose index, stays in memory."""
+
+MAX_KEPT_EXTENTS = 4096
+"""Extents of compressed files that stay in memory."""
