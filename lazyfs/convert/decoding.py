@@ -52,7 +52,7 @@ class DecodedLayer:
         else:
             for magic, name in _UNREAD.items():
                 if begins.startswith(magic):
-                    raise ConversionError(f"layer is compressed with {name}: not supported")
+                    raise ConversionError(f"compressed with {name}, which is not supported")
             self._decoder = head
 
     def read(self, size: int, /) -> bytes:
@@ -64,7 +64,7 @@ class DecodedLayer:
         data = self._decoder.read(size)
         self.size_bytes += len(data)
         if self.size_bytes > MAX_DECODED_BYTES:
-            raise ConversionError(f"layer decodes to more than {MAX_DECODED_BYTES} bytes")
+            raise ConversionError(f"decodes to more than {MAX_DECODED_BYTES} bytes")
         self._hash.update(data)
         return data
 
@@ -113,11 +113,11 @@ class _Gzip:
             if not self._input:
                 self._input = self._source.read(INPUT_BYTES)
                 if not self._input:
-                    raise ConversionError("gzip stream of the layer ends early")
+                    raise ConversionError("gzip stream ends early")
             try:
                 data = self._member.decompress(self._input, size)
             except zlib.error as error:
-                raise ConversionError(f"gzip stream of the layer is broken: {error}") from error
+                raise ConversionError(f"broken gzip stream: {error}") from error
             self._input = self._member.unconsumed_tail
             if self._member.eof:
                 self._input = self._member.unused_data
@@ -156,4 +156,4 @@ class _Zstd:
         try:
             return self._reader.read(size)
         except zstandard.ZstdError as error:
-            raise ConversionError(f"zstd stream of the layer is broken: {error}") from error
+            raise ConversionError(f"broken zstd stream: {error}") from error

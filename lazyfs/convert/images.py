@@ -77,5 +77,5 @@ def copy_image(source: Readable, spool: BinaryIO) -> FileImage:
     image = FileImage(spool, size)
     end = _SUPERBLOCK_OFFSET + len(_EROFS_MAGIC)
     if size < end or image.read(_SUPERBLOCK_OFFSET, len(_EROFS_MAGIC)) != _EROFS_MAGIC:
-        raise ConversionError("layer is no EROFS image: it has no superblock")
+        raise ConversionError("not an EROFS image: there is no superblock")
     return image

@@ -42,11 +42,35 @@ async def convert_image(
     The same source and options give the same digests (with the same release of libzstd).
 
     Raises:
-        ConversionError, VerificationError, PlanError, RegistryError, OSError; in an
-            exception group where layers were in flight.
+        ConversionError, VerificationError, PlanError, RegistryError, OSError: the first of
+            them, where several layers failed.
 
     Cancelled: temporary files are gone, and the destination has no new name.
     """
+    try:
+        return await _convert(source, destination, options, progress)
+    except BaseExceptionGroup as group:
+        raise _first_failure(group) from None
+
+
+def _first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What a person is to be told of several failures; an interrupt goes before all."""
+    for wanted in (KeyboardInterrupt, Exception):
+        found = group.subgroup(wanted)
+        if found is not None:
+            leaf: BaseException = found
+            while isinstance(leaf, BaseExceptionGroup):
+                leaf = leaf.exceptions[0]
+            return leaf
+    return group
+
+
+async def _convert(
+    source: ImageSource,
+    destination: ImageDestination,
+    options: ConvertOptions,
+    progress: Progress,
+) -> ConversionResult:
     survey = await survey_source(source, options.platforms)
     converter = LayerConverter(source, destination, options, progress)
     layers = await _convert_layers(survey.images, converter)

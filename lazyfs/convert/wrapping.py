@@ -17,17 +17,16 @@ from lazyfs.convert.ordered import map_in_order
 from lazyfs.errors import ConversionError
 from lazyfs.model import ByteRange
 from lazyfs.seekable.annotations import SeekableAnnotations
-from lazyfs.seekable.chunktable import MAX_TABLE_BYTES
+from lazyfs.seekable.chunktable import MAX_SKIPPABLE_PAYLOAD, MAX_TABLE_BYTES
 from lazyfs.seekable.frames import compress_chunk
 from lazyfs.seekable.layout import BlobLayout, VerityPayload
 from lazyfs.seekable.ondisk import HASHED_ENTRY, TABLE_HEADER
 from lazyfs.verity.build import HashTreeBuilder
-from lazyfs.verity.params import DIGEST_BYTES
+from lazyfs.verity.geometry import geometry
+from lazyfs.verity.params import VerityParams
 from registry.digest import Digest
 
 ALGORITHM = "sha512"
-
-_MAX_SKIPPABLE_PAYLOAD = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +113,8 @@ def check_fits(image_size_bytes: int, options: ConvertOptions) -> None:
         )
     if options.verity:
         block = options.verity_block_size_bytes
-        leaves = -(-image_size_bytes // block) * DIGEST_BYTES[ALGORITHM]
-        # Upper levels add less than a sixth to the leaf level (blocks have 8 digests or more).
-        if leaves + leaves // 6 + 3 * block > _MAX_SKIPPABLE_PAYLOAD:
+        shape = geometry(VerityParams(ALGORITHM, block, block, -(-image_size_bytes // block)))
+        if shape.payload_size_bytes > MAX_SKIPPABLE_PAYLOAD:
             raise ConversionError(
                 f"image of {image_size_bytes} bytes has too large a hash tree with blocks of "
                 f"{block} bytes; choose a larger --verity-block-size, or --no-verity"

@@ -38,7 +38,8 @@ MAX_CHUNK_BYTES = 64 << 20
 FRAME_SLACK_BYTES = 64 << 10
 """A frame may be this much longer than twice its chunk (no encoder comes near)."""
 
-_MAX_SKIPPABLE_PAYLOAD = 2**32 - 1
+MAX_SKIPPABLE_PAYLOAD = 2**32 - 1
+"""Its length is a 32-bit field (RFC 8878, section 3.1.2)."""
 
 
 class ChunkTable:
@@ -125,9 +126,9 @@ def encode_skippable_header(payload_size_bytes: int) -> bytes:
     Raises:
         ImageFormatError: the payload is too long for the format.
     """
-    if payload_size_bytes > _MAX_SKIPPABLE_PAYLOAD:
+    if payload_size_bytes > MAX_SKIPPABLE_PAYLOAD:
         raise ImageFormatError(
-            f"a skippable frame holds at most {_MAX_SKIPPABLE_PAYLOAD} bytes, "
+            f"a skippable frame holds at most {MAX_SKIPPABLE_PAYLOAD} bytes, "
             f"not {payload_size_bytes}"
         )
     return SKIPPABLE_HEADER.encode(SkippableHeader(SKIPPABLE_MAGIC, payload_size_bytes))
