@@ -1,9 +1,11 @@
 """An EROFS image: every operation is a generator that asks for the bytes it needs."""
 
 from lazyfs.erofs import limits, ondisk, xattr
+from lazyfs.erofs.compressed.runs import Encoded, Fragment
 from lazyfs.erofs.datamap import Run
 from lazyfs.erofs.devices import AddressSpace, DeviceSlot, decode_device_table
 from lazyfs.erofs.directory import DirectoryBlock, Entry, start_index
+from lazyfs.erofs.extents import Extent, Hole
 from lazyfs.erofs.inode import Inode
 from lazyfs.erofs.reader import Reader
 from lazyfs.erofs.superblock import (
@@ -22,6 +24,20 @@ from lazyfs.errors import (
 )
 from lazyfs.model import Nid
 from lazyfs.steps import Need, Steps
+
+__all__ = [
+    "DeviceSlot",
+    "Encoded",
+    "Entry",
+    "Extent",
+    "Fragment",
+    "Hole",
+    "Image",
+    "Inode",
+    "Run",
+    "Superblock",
+    "open_image",
+]
 
 
 def open_image(*, flat: bool = False) -> "Steps[Image]":
