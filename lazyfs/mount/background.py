@@ -1,8 +1,9 @@
 """The daemon's own process in the background, and how it tells its starter what happens.
 
-The starter passes a pipe, on which the daemon writes one JSON object a line: ``{"warning":
-TEXT}`` any number of times, then ``{"ready": true}`` or ``{"error": TEXT}``, then it closes it.
-A pipe that nobody reads any more ends the daemon: whoever wanted the mount is gone.
+The starter passes one end of a socket pair, on which the daemon writes one JSON object a line:
+``{"warning": TEXT}`` any number of times, then ``{"ready": true}`` or ``{"error": TEXT}``, then
+it closes it. If the other end closes first, the starter is gone, and with it whoever wanted the
+mount: the daemon ends.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import traceback
 from collections.abc import Sequence
 
@@ -28,39 +30,63 @@ EXPECTED_ERRORS = (LazyfsError, RegistryError, CacheError, OSError)
 log = logging.getLogger(__name__)
 
 
-class ReportPipe(logging.Handler):
-    """The daemon's end of the pipe; while open it also takes warnings from the log."""
+class Starter(logging.Handler):
+    """The daemon's end of the pair; while open it also takes warnings from the log."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(logging.WARNING)
-        os.set_inheritable(descriptor, False)
-        self._descriptor: int | None = descriptor
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.set_inheritable(False)
 
     def send(self, kind: str, value: object) -> None:
         """Write one line.
 
         Raises:
-            BrokenPipeError: the starter is gone.
+            OSError: the starter is gone.
         """
-        if self._descriptor is not None:
-            line = json.dumps({kind: value}).encode() + b"\n"
-            while line:
-                line = line[os.write(self._descriptor, line) :]
+        self._socket.sendall(json.dumps({kind: value}).encode() + b"\n")
 
     def emit(self, record: logging.LogRecord) -> None:
         """Pass a warning on."""
-        try:
+        with contextlib.suppress(OSError):
             self.send("warning", record.getMessage())
-        except OSError:
-            self.handleError(record)
 
     def finish(self, kind: str, value: object) -> None:
-        """Write the last line."""
-        logging.getLogger().removeHandler(self)
-        self.send(kind, value)
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        """Write the last line, if it was not written yet.
+
+        Raises:
+            OSError: the starter is gone.
+        """
+        if self._socket.fileno() != -1:
+            logging.getLogger().removeHandler(self)
+            self.send(kind, value)
+            self._socket.close()
+
+    async def wait_until_gone(self) -> None:
+        """Return when the starter is gone; never, once the mount was reported ready."""
+        try:
+            await trio.lowlevel.wait_readable(self._socket)
+        except trio.ClosedResourceError:
+            await trio.sleep_forever()
+
+    def ready(self) -> None:
+        """Say that the mount is usable."""
+        trio.lowlevel.notify_closing(self._socket)
+        self.finish("ready", True)
+
+
+async def _serve(request: MountRequest, open_image: ImageOpener, starter: Starter) -> None:
+    """Serve, but only as long as the starter lives or has seen the mount ready."""
+
+    async def watch(everything: trio.CancelScope) -> None:
+        await starter.wait_until_gone()
+        log.warning("ending: who started the mount is gone")
+        everything.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, nursery.cancel_scope)
+        await serve_mount(request, open_image, starter.ready)
+        nursery.cancel_scope.cancel()
 
 
 def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int:
@@ -79,17 +105,17 @@ def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int
     for noisy in ("httpcore", "httpx", "hpack", "pyfuse3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     raise_file_limit()
-    report = ReportPipe(args.report_fd)
-    logging.getLogger().addHandler(report)
+    starter = Starter(args.report_fd)
+    logging.getLogger().addHandler(starter)
     try:
-        trio.run(serve_mount, args.request, open_image, lambda: report.finish("ready", True))
+        trio.run(_serve, args.request, open_image, starter)
     except Exception as error:  # noqa: BLE001 - the outermost frame tells the starter
         failure = first_cause(error)
         traceback.print_exception(error)
         text = str(failure)
         if not isinstance(failure, EXPECTED_ERRORS):
             text = f"internal error: {type(failure).__name__}: {failure}"
-        with contextlib.suppress(BrokenPipeError):
-            report.finish("error", text)
+        with contextlib.suppress(OSError):
+            starter.finish("error", text)
         return 1
     return 0

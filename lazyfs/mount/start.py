@@ -1,11 +1,13 @@
 """Starts the daemon in the background and waits until its mount is usable."""
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lazyfs.errors import MountError
@@ -40,25 +42,41 @@ def start_in_background(
         MountError: with the daemon's reason.
         KeyboardInterrupt: the user did not want to wait.
     """
-    reader, writer = os.pipe()
-    with os.fdopen(reader, "rb") as report:
+    ours, theirs = socket.socketpair()
+    process = None
+    failure: str | None = ""
+    with ours, ours.makefile("rb") as report:
         try:
-            process = _spawn(request, lock, writer, debug=debug)
-        finally:
-            os.close(writer)
-        try:
+            with theirs, _interrupts_deferred():
+                process = _spawn(request, lock, theirs.fileno(), debug=debug)
             failure = _wait_for_word(report.readline, show)
-            if failure is None:
-                process.returncode = 0  # it lives on without us: there is nothing to wait for
-                return
-        except BaseException:
-            _end(process)
-            _clean_up(request)
-            raise
-        _end(process)
-        failure = failure or _last_words(process, request.folder.log)
-        _clean_up(request)
+        finally:
+            if failure is not None:
+                if process is not None:
+                    _end(process)
+                    failure = failure or _last_words(process, request.folder.log)
+                remove_mount(request.mountpoint)
+                request.folder.remove()
+    if failure is not None:
         raise MountError(failure)
+    process.returncode = 0  # it lives on without us: there is nothing to wait for
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait, so that no process is started without being known.
+
+    Raises:
+        KeyboardInterrupt: on leaving, if there was one.
+    """
+    caught: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if caught:
+        raise KeyboardInterrupt
 
 
 def _spawn(
@@ -119,9 +137,3 @@ def _last_words(process: "subprocess.Popen[bytes]", log: Path) -> str:
         else f"ended with status {process.returncode}"
     )
     return f"the daemon {how} before the mount was ready" + (f"; its log: {tail}" if tail else "")
-
-
-def _clean_up(request: MountRequest) -> None:
-    """Remove what a daemon that was killed could not."""
-    remove_mount(request.mountpoint)
-    request.folder.remove()

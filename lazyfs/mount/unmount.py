@@ -19,7 +19,7 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 # sys/mount.h
 
-END_WITHIN_S = 10.0
+END_WITHIN_S = 5.0
 """How long a daemon whose mount is gone may take to end before it is killed."""
 
 FUSERMOUNT_WITHIN_S = 30.0

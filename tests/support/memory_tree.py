@@ -299,6 +299,13 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MemoryIm
         raise ZeroDivisionError("a bug")
     if kind == "exit":
         os._exit(7)
+    if kind == "gated" and switches is not None:
+        unfinished = switches / ".waiting"
+        unfinished.write_text(str(os.getpid()))
+        unfinished.rename(switches / "waiting")
+        while (switches / "closed").exists():
+            await trio.sleep(0.01)
+        kind = "basic"
     if kind == "never":
         await trio.sleep_forever()
     yield MemoryImage(TREES[kind](switches), name)

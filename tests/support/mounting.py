@@ -71,6 +71,7 @@ class Mount:
 
     def status(self) -> dict:
         """What ``lazyfs status`` gives for it."""
+        document: dict
         [document] = json.loads(lazyfs("status", "--json", os.fspath(self.path)).stdout)
         return document
 
