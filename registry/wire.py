@@ -31,6 +31,10 @@ IDLE_S = 60.0
 SLOWEST_BYTES_PER_S = 8 << 10
 """A peer that is slower than this on the whole is treated as one that does not answer."""
 READ_BYTES = 1 << 20
+BUFFERED_PIECES = 8
+"""More than the HTTP parser holds when a body is given up."""
+DRAIN_BYTES = 64 << 10
+_NO_CONTENT = 204
 
 # Reading 1 MiB at a time instead of 64 KiB makes large plain-HTTP bodies more than twice as fast.
 # The attribute is private to httpcore: where it is gone, things only get slower.
@@ -147,8 +151,20 @@ class Wire:
             raise TransportError(f"{host_of(url)}: no complete answer in time")
         try:
             yield response
+            await self._drain(response)
         finally:
             await response.aclose()
+
+    async def _drain(self, response: httpx.Response) -> None:
+        """Read a short body that nobody wanted: only then can the connection be used again."""
+        length = response.headers.get("content-length", "")
+        short = length.isdigit() and len(length) < 9 and int(length) <= DRAIN_BYTES
+        bodiless = response.request.method == "HEAD" or response.status_code == _NO_CONTENT
+        if (short or bodiless) and not response.is_stream_consumed:
+            with suppress(TransportError, ContentError):
+                async with aclosing(self.pieces(response)) as pieces:
+                    async for _ in pieces:
+                        pass
 
     def _answer_limit_s(self, content: Content) -> float:
         """How long sending and waiting for the headers may take, whatever drips in meanwhile."""
@@ -192,7 +208,8 @@ class Wire:
             raise ContentError(f"{host}: answer with content encoding {encoding!r:.40}")
         allowed_s = self.access.timeout_s or float("inf")
         waited_s = 0.0
-        async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as body:
+        body = cast("AsyncGenerator[bytes, None]", response.aiter_raw())
+        try:
             while True:
                 before = trio.current_time()
                 with self.http_errors(response.url):
@@ -205,6 +222,8 @@ class Wire:
                 if waited_s > allowed_s:
                     raise TransportError(f"{host}: answers too slowly")
                 yield piece
+        finally:
+            await _end(response, body)
 
     async def read(self, response: httpx.Response, limit_bytes: int) -> bytes:
         """The whole body.
@@ -241,6 +260,21 @@ class Wire:
             raise TransportError(f"{host}: cannot connect: {_reason(error)}") from error
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise TransportError(f"{host}: connection failed: {_reason(error)}") from error
+
+
+async def _end(response: httpx.Response, body: AsyncGenerator[bytes, None]) -> None:
+    """Close a response whose body may not have been read to its end.
+
+    httpx hands a body through several generators; closing the outermost one leaves the others to
+    the garbage collector, of which trio complains. Once the connection is closed, asking for more
+    ends them all with an error.
+    """
+    with trio.CancelScope(shield=True):
+        await response.aclose()
+        with suppress(httpx.HTTPError, httpx.StreamError, StopAsyncIteration):
+            for _ in range(BUFFERED_PIECES):
+                await anext(body)
+        await body.aclose()
 
 
 def _reason(error: Exception) -> str:

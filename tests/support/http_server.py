@@ -42,12 +42,15 @@ class Reply:
     """Hang up behind the bytes of ``body``."""
     hang: bool = False
     """Never answer."""
+    stall: bool = False
+    """Send no more behind the bytes of ``body``, but keep the connection."""
 
 
 @dataclass
 class ScriptedServer:
     host: str
     requests: list[Request] = field(default_factory=list)
+    connections: int = 0
 
     def count(self, method: str, path: str) -> int:
         return sum(1 for r in self.requests if (r.method, r.path) == (method, path))
@@ -63,6 +66,7 @@ async def scripted_server(
         server = ScriptedServer(f"{address}:{port}")
 
         async def handle(stream: trio.SocketStream) -> None:
+            server.connections += 1
             with contextlib.suppress(trio.BrokenResourceError, h11.RemoteProtocolError):
                 async with stream:
                     while request := await _receive(stream):
@@ -117,4 +121,6 @@ async def _send(stream: trio.SocketStream, request: Request, reply: Reply) -> bo
         await stream.send_all(b"0\r\n\r\n")
     else:
         await stream.send_all(reply.body)
-    return not reply.cut and reply.length is None
+    if reply.stall:
+        await trio.sleep_forever()
+    return not reply.cut
