@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lazyfs.erofs import ondisk
 from lazyfs.erofs.build.builder import SPARSE_OVERHEAD_LIMIT, EntryAttributes, ImageBuilder
 from lazyfs.errors import ConversionError
 from lazyfs.model import ByteRange
@@ -207,6 +208,17 @@ def test_symlinks_on_the_way_are_followed_inside_the_image():
     assert stat.S_ISLNK(tree[b"bin"].mode)
 
 
+def test_as_many_symlinks_are_followed_as_linux_follows():
+    def fill(e: Entries, links: int) -> None:
+        for n in range(links):
+            e.symlink(b"%d" % n, b"%d" % (n + 1))
+        e.file(b"0/file", b"data")
+
+    assert tree_of(lambda e: fill(e, 40))[b"40/file"].content == b"data"
+    with pytest.raises(ConversionError, match="too many symlinks"):
+        tree_of(lambda e: fill(e, 41))
+
+
 @pytest.mark.parametrize("parent", ["file", "loop", "link", "long"])
 def test_parents_that_are_no_directories(parent):
     entries = Entries()
@@ -298,12 +310,14 @@ def test_inodes_are_compact_where_nothing_is_lost():
         e.directory(b"same", mtime_ns=5)
         e.file(b"same/zz", mtime_ns=6)
         e.file(b"same/zzz", mtime_ns=5, uid=65536)
+        e.file(b"same/zzzz", mtime_ns=5, gid=65536)
 
     tree = tree_of(fill)
     nids = [tree[b"same/%02d" % n].nid for n in range(20)]
     assert nids == list(range(nids[0], nids[0] + 20))
     assert tree[b"same/zz"].nid + 2 == tree[b"same/zzz"].nid
     assert tree[b"same/zzz"].owner == (65536, 0)
+    assert tree[b"same/zzzz"].owner == (0, 65536)
     assert {tree[b"same/zz"].mtime_ns, tree[b"same/00"].mtime_ns} == {5, 6}
 
 
@@ -333,6 +347,19 @@ def test_shared_xattrs_are_stored_once():
         xattrs = ImageInMemory(image).tree()[b"%d" % n].xattrs if n % 33 == 0 else None
         if xattrs is not None:
             assert xattrs == {b"user.label": b"the same label " * 20, b"user.own": b"%d" % n}
+
+
+def test_the_superblock_names_the_features_in_use():
+    plain, sparse = Entries(), Entries()
+    plain.file(b"a", b"data")
+    sparse.builder.add_file(b"a", attributes(), 9000, [ByteRange(8192, 1)], [b"x"])
+    for entries, incompatible in ((plain, 0), (sparse, ondisk.EROFS_FEATURE_INCOMPAT_CHUNKED_FILE)):
+        image = entries.image()
+        superblock = ondisk.SUPER_BLOCK.decode(image, 1024)
+        assert superblock.feature_incompat == incompatible
+        assert superblock.feature_compat == 3
+        assert superblock.blocks_lo == len(image) // 4096 == 2
+        assert superblock.inos == 2
 
 
 def test_the_bytes_depend_on_the_content_and_nothing_else():
