@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from lazyfs.errors import ImageFormatError, LazyfsError
 from lazyfs.model import ByteRange
-from lazyfs.seekable.annotations import CHUNK_TABLE_OFFSET, VERITY_OFFSET
-from lazyfs.seekable.chunktable import check_chunk_digest, decode_table
-from lazyfs.seekable.frames import compress_chunk
+from lazyfs.seekable.annotations import CHUNK_TABLE_OFFSET, VERITY_OFFSET, SeekableAnnotations
+from lazyfs.seekable.chunktable import check_chunk_digest, decode_skippable_header, decode_table
+from lazyfs.seekable.frames import compress_chunk, decompress_chunk, verify_frame
 from lazyfs.seekable.walk import find_metadata, walk_frames
 from lazyfs.steps import Need, run
+from lazyfs.verity.params import decode_superblock
+from lazyfs.verity.trusted import TrustedHashTree
 from tests.support.seekable_blob import Blob, make_blob
 
 DATA = Path(__file__).parent.parent / "data" / "containerd-seekable"
@@ -141,3 +143,66 @@ def test_walking_a_changed_blob_ends(at, value):
     except LazyfsError:
         return
     assert sum(span.where.length for span in spans) == len(data)
+
+
+def read_all(data: bytes, annotations: SeekableAnnotations) -> bytes:
+    """The image by way of every check that a mount makes."""
+    space = annotations.table_space(len(data))
+    size = decode_skippable_header(data[space.offset : space.end], limit_bytes=space.length - 8)
+    payload = data[space.offset + 8 : space.offset + 8 + size]
+    check_chunk_digest(payload, annotations.chunk_digest)
+    chunks = decode_table(payload, table_offset=space.offset)
+    image = b""
+    for index in range(len(chunks)):
+        where, digest = chunks.frame(index), chunks.digest(index)
+        assert digest is not None
+        verify_frame(data[where.offset : where.end], digest)
+        image += decompress_chunk(data[where.offset : where.end], chunks.chunk(index).length)
+    room = annotations.verity_space(len(data))
+    assert room is not None
+    assert annotations.root_digest is not None
+    header = data[room.offset : room.offset + 8]
+    size = decode_skippable_header(header, limit_bytes=room.length - 8)
+    hashes = data[room.offset + 8 : room.offset + 8 + size]
+    params = decode_superblock(hashes)
+    params.check_covers(len(image))
+    tree = TrustedHashTree(params, annotations.root_digest)
+    if len(hashes) < tree.payload_size_bytes:
+        raise ImageFormatError("short")
+    for needed in tree.missing(0, params.data_blocks):
+        tree.add(needed, hashes[needed.offset : needed.end])
+    tree.verify(0, image)
+    return image
+
+
+def test_a_flipped_bit_anywhere_never_gives_wrong_bytes():
+    content = image(5000)
+    data, annotations = make_blob(content, 2048, verity_block_size=512)
+    assert read_all(data, annotations) == content
+    harmless = 0
+    for at in range(len(data)):
+        broken = bytearray(data)
+        broken[at] ^= 1 << at % 8
+        try:
+            read = read_all(bytes(broken), annotations)
+        except LazyfsError:
+            continue
+        assert read == content
+        harmless += 1
+    # Only the low bits of the two magics, the UUID and padding of the superblock prove nothing.
+    assert harmless <= 512 + 2
+
+
+def test_unknown_blocks_and_headers_are_refused_on_a_walk():
+    frame = bytes.fromhex("28b52ffd 00 58")
+    for data in (frame[:4], frame, frame + b"\x07\0\0", frame + b"\xff\0\0", b"\0" * 20):
+        with pytest.raises(ImageFormatError):
+            metadata(data)
+
+
+def test_walking_has_a_limit(monkeypatch):
+    monkeypatch.setattr("lazyfs.seekable.walk.MAX_FRAMES", 3)
+    empty = bytes.fromhex("502a4d18 00000000")
+    assert metadata(empty * 3) is None
+    with pytest.raises(ImageFormatError, match="more than 3 frames"):
+        metadata(empty * 4)
