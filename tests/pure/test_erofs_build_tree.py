@@ -161,6 +161,7 @@ def test_a_link_keeps_its_inode_when_the_target_is_replaced():
     "links",
     [
         [(b"a", b"missing")],
+        [(b"a", b"whiteout")],
         [(b"a", b"a")],
         [(b"a", b"b"), (b"b", b"a")],
         [(b"c", b"a"), (b"a", b"b"), (b"b", b"a")],
@@ -173,6 +174,7 @@ def test_a_link_keeps_its_inode_when_the_target_is_replaced():
 def test_hard_links_to_nothing(links):
     entries = Entries()
     entries.directory(b"dir")
+    entries.whiteout(b"whiteout")
     with pytest.raises(ConversionError, match=r"'[abc]': hard link to"):  # noqa: PT012
         for path, target in links:
             entries.hard_link(path, target)

@@ -157,10 +157,7 @@ class Tree:
         if not components:
             raise ConversionError(f"{shown(path)}: the root can only be a directory")
         name = components.pop()
-        directory = self._walk(components, path, create=True)
-        if directory is None:
-            raise AssertionError("a walk that creates always arrives")
-        return directory, name
+        return self._make(components, path), name
 
     def put(self, directory: Directory, name: bytes, child: Inode | HardLink) -> None:
         """Bind ``name``, replacing what it was.
@@ -211,10 +208,7 @@ class Tree:
 
     def set_opaque(self, path: bytes) -> None:
         """Hide what lower layers have in the directory, which is made if need be."""
-        directory = self._walk(split_path(path), path, create=True)
-        if directory is None:
-            raise AssertionError("a walk that creates always arrives")
-        directory.opaque = True
+        self._make(split_path(path), path).opaque = True
 
     def complete(self) -> None:
         """Resolve hard links, count links, sort names, express opaqueness as xattrs.
@@ -269,7 +263,7 @@ class Tree:
         return found
 
     def _lookup(self, path: bytes, wanted_by: bytes) -> Inode | HardLink | None:
-        """What a path means now; a symlink at its end is not followed."""
+        """What a path means now (a whiteout: nothing); a symlink at its end is not followed."""
         try:
             components = split_path(path)
         except ConversionError as error:
@@ -278,7 +272,15 @@ class Tree:
             return self.root
         name = components.pop()
         directory = self._walk(components, wanted_by, create=False)
-        return directory.children.get(name) if directory is not None else None
+        found = directory.children.get(name) if directory is not None else None
+        return None if isinstance(found, Inode) and found.is_whiteout else found
+
+    def _make(self, components: list[bytes], path: bytes) -> Directory:
+        """The directory at ``components``, made if need be."""
+        directory = self._walk(components, path, create=True)
+        if directory is None:
+            raise AssertionError("a walk that creates always arrives")
+        return directory
 
     def _walk(self, components: list[bytes], path: bytes, *, create: bool) -> Directory | None:
         """The directory at ``components``; None if it is not there and not to be made."""
