@@ -75,25 +75,26 @@ async def _convert(
     converter = LayerConverter(source, destination, options, progress)
     layers = await _convert_layers(survey.images, converter)
     pusher = _DocumentPusher(source, destination, layers, progress)
-    pushed = {id(image): await pusher.push_image(image) for image in survey.images}
+    pushed = [await pusher.push_image(image) for image in survey.images]
     notes = list(survey.notes)
     if survey.index is None:
-        result, raw = pushed[id(survey.images[0])]
+        result, raw = pushed[0]
         descriptor = result.descriptor
         await destination.tag(descriptor, raw)
     else:
-        moved = {result.source: result.descriptor.digest for result, _ in pushed.values()}
+        moved = {result.source: result.descriptor.digest for result, _ in pushed}
+        manifests = iter(pushed)
         entries: list[Descriptor] = []
         for entry in survey.entries:
             if isinstance(entry, SourceImage):
-                _, raw = pushed[id(entry)]
+                _, raw = next(manifests)
                 entries.append(converted_entry(entry.entry, raw, entry.config.platform))
             else:
                 carried, note = await pusher.carry(entry, moved)
                 entries += [carried] if carried is not None else []
                 notes.append(note)
         descriptor = await _name_index(converted_index(survey.index, entries), destination)
-    images = tuple(result for result, _ in pushed.values())
+    images = tuple(result for result, _ in pushed)
     return ConversionResult(source.name, destination.name, descriptor, images, tuple(notes))
 
 

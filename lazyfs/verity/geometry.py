@@ -7,7 +7,6 @@ top level comes first.
 
 from dataclasses import dataclass
 
-from lazyfs.model import ByteRange
 from lazyfs.verity.ondisk import SUPERBLOCK
 from lazyfs.verity.params import VerityParams
 
@@ -49,11 +48,6 @@ class Geometry:
             if 0 <= index < self.levels[number].blocks:
                 return number, index
         return None
-
-    def hash_blocks(self, level: int, first: int, count: int) -> ByteRange:
-        """Some hash blocks of a level, as bytes of the payload."""
-        start = self.levels[level].first_block + first
-        return ByteRange(start * self.block_size_bytes, count * self.block_size_bytes)
 
 
 def geometry(params: VerityParams) -> Geometry:
