@@ -17,6 +17,7 @@ Examples:
 """
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -164,6 +165,8 @@ def _mount(request: MountRequest, lock: int, args: argparse.Namespace) -> int:
         if not args.quiet:
             print(f"lazyfs mount: {warning}", file=sys.stderr)
 
+    if args.quiet and not args.debug:
+        logging.getLogger().setLevel(logging.ERROR)
     if args.foreground:
         from lazyfs.mount.foreground import serve_in_foreground
 

@@ -116,7 +116,7 @@ def _layers(layers: Sequence[Document]) -> Table:
     for title in ("layer", "lazy", "verified by", "size", "blob", "fetched", "requests", "chunks"):
         table.add_column(title, overflow="fold")
     table.add_column("why, notes, errors", overflow="fold")
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(layers, 1):
         notes = layer.get("notes")
         remarks = [layer.get("why"), *(notes if isinstance(notes, list) else [])]
         if _number(layer, "errors"):
@@ -129,11 +129,17 @@ def _layers(layers: Sequence[Document]) -> Table:
             _size(layer, "blob_bytes"),
             _size(layer, "fetched_bytes"),
             layer.get("requests"),
-            f"{layer.get('chunks_cached')}/{layer.get('chunks')}",
+            _chunks(layer),
             "; ".join(str(remark) for remark in remarks if remark),
         )
         table.add_row(*(escape(str(cell)) for cell in cells))
     return table
+
+
+def _chunks(layer: Document) -> str:
+    """Chunks in the cache of all chunks; the former may be too dear to count."""
+    cached = layer.get("chunks_cached")
+    return f"{'?' if cached is None else cached}/{layer.get('chunks')}"
 
 
 def _short(digest: object) -> str:

@@ -37,8 +37,20 @@ def mount_options(image: str, *, allow_other: bool, suid: bool, dev: bool) -> se
 
 
 @contextlib.contextmanager
-def mounted(operations: ImageOperations, mountpoint: str, options: set[str]) -> Iterator[None]:
+def mounted(
+    operations: ImageOperations,
+    mountpoint: str,
+    options: set[str],
+    is_in_place: Callable[[], bool],
+) -> Iterator[None]:
     """Mount on ``mountpoint``, and make sure that it is unmounted in the end.
+
+    Args:
+        operations: what answers the requests.
+        mountpoint: a directory.
+        options: as ``mount_options`` gives them.
+        is_in_place: asked in the end whether what is on ``mountpoint`` is this mount: it may
+            have been detached, and another one made there.
 
     On leaving, requests that are not answered yet fail with ``ECONNABORTED``; who still
     has a file open gets ``ENOTCONN``. It never waits for them.
@@ -55,7 +67,7 @@ def mounted(operations: ImageOperations, mountpoint: str, options: set[str]) -> 
     try:
         yield
     finally:
-        pyfuse3.close(unmount=True)
+        pyfuse3.close(unmount=is_in_place())
 
 
 async def serve() -> None:

@@ -42,4 +42,4 @@ def _document(mount: KnownMount) -> dict[str, object]:
         answer = ask(mount.folder.control)
     except MountError as error:
         return document | {"state": "silent", "problem": str(error)}
-    return {**document, **answer, "image": mount.state.image, "state": state}
+    return {**answer, **document, "problem": answer.get("problem"), "state": state}

@@ -68,24 +68,25 @@ async def _serve_image(
     request: MountRequest, image: MountedImage, serving: trio.Event, on_ready: Callable[[], None]
 ) -> None:
     options = request.options
-    operations = ImageOperations(image.tree, options.timeout_s, _size_bytes(image))
+    layers = _layers(image)
+    operations = ImageOperations(image.tree, options.timeout_s, _size_bytes(layers))
     await _check_root(request.image, operations, image)
-    _warn_of_notes(image)
+    _warn_of_notes(layers)
     fuse_options = session.mount_options(
         request.image,
         allow_other=options.allow_other or os.geteuid() == 0,
         suid=options.suid,
         dev=options.dev,
     )
-    started_s = time.time()
+    place = _Place(request.mountpoint)
 
     async def announce() -> None:
         await operations.usable.wait()
-        entry = top_mount(request.mountpoint, current_mounts())
-        if entry is None:
-            raise MountError(f"{request.mountpoint}: the mount is not there")
-        tune(entry.device)
-        state = MountState(request.mountpoint, request.image, os.getpid(), started_s, entry.device)
+        state = MountState(
+            request.mountpoint, request.image, os.getpid(), time.time(), place.device
+        )
+        if place.device is not None:
+            tune(place.device)
         request.folder.write_state(state)
         log.info("serving %s on %s", request.image, request.mountpoint)
         on_ready()
@@ -95,14 +96,36 @@ async def _serve_image(
 
     with (
         _listening(request.folder) as listener,
-        session.mounted(operations, request.mountpoint, fuse_options),
+        session.mounted(operations, request.mountpoint, fuse_options, place.is_ours),
     ):
+        place.take()
         serving.set()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer_status, listener, document)
             nursery.start_soon(announce)
             await session.serve()
             nursery.cancel_scope.cancel()
+
+
+class _Place:
+    """Where the mount is, as the kernel's list of mounts has it."""
+
+    def __init__(self, mountpoint: str) -> None:
+        self._mountpoint = mountpoint
+        self.device: str | None = None
+        """The device of our mount."""
+
+    def _top(self) -> str | None:
+        top = top_mount(self._mountpoint, current_mounts())
+        return None if top is None else top.device
+
+    def take(self) -> None:
+        """Note what was mounted just now."""
+        self.device = self._top()
+
+    def is_ours(self) -> bool:
+        """Whether our mount is still there, on top."""
+        return self.device is not None and self._top() == self.device
 
 
 async def _end_on_signal(
@@ -134,20 +157,21 @@ async def _check_root(name: str, operations: ImageOperations, image: MountedImag
 
 
 def _layers(image: MountedImage) -> list[dict[str, object]]:
+    """What the image says of its layers."""
     layers = image.status().get("layers")
     return (
         [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
     )
 
 
-def _size_bytes(image: MountedImage) -> int:
-    sizes = (layer.get("size_bytes") for layer in _layers(image))
+def _size_bytes(layers: list[dict[str, object]]) -> int:
+    sizes = (layer.get("size_bytes") for layer in layers)
     return sum(size for size in sizes if isinstance(size, int))
 
 
-def _warn_of_notes(image: MountedImage) -> None:
+def _warn_of_notes(layers: list[dict[str, object]]) -> None:
     """Say what a user should know about the layers before trusting the mount."""
-    for number, layer in enumerate(_layers(image)):
+    for number, layer in enumerate(layers, 1):
         notes = layer.get("notes")
         for note in notes if isinstance(notes, list) else []:
             log.warning("layer %d: %s", number, note)

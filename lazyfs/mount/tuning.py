@@ -4,12 +4,20 @@ The kernel reads ahead 128 KiB at a time by default and keeps 12 reads in flight
 where a read may wait for the network.
 """
 
+import contextlib
+import ctypes
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 READ_AHEAD_KB = 1024
 MAX_BACKGROUND = 64
+"""Below the number of requests that pyfuse3 handles at once (99), so that lookups get through."""
+
+FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
+FSCONFIG_CMD_CREATE = 6
+# linux/mount.h
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +27,31 @@ def tune(device: str) -> None:
     major, minor = (int(part) for part in device.split(":"))
     _write(Path(f"/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KB)
     connection = _kernel_device_number(major, minor)
-    _write(Path(f"/sys/fs/fuse/connections/{connection}/max_background"), MAX_BACKGROUND)
+    with _fuse_control() as control:
+        _write(control / str(connection) / "max_background", MAX_BACKGROUND)
+
+
+@contextlib.contextmanager
+def _fuse_control() -> Iterator[Path]:
+    """The fusectl file system: where it belongs, or mounted for us alone, out of sight.
+
+    Only systemd mounts it everywhere; a container or a small system has it nowhere.
+    """
+    usual = Path("/sys/fs/fuse/connections")
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not usual.is_dir() or any(usual.iterdir()) or not hasattr(libc, "fsmount"):
+        yield usual
+        return
+    context = libc.fsopen(b"fusectl", FSOPEN_CLOEXEC)
+    mount = -1
+    if context >= 0 and libc.fsconfig(context, FSCONFIG_CMD_CREATE, None, None, 0) == 0:
+        mount = libc.fsmount(context, FSMOUNT_CLOEXEC, 0)
+    try:
+        yield Path(f"/proc/self/fd/{mount}") if mount >= 0 else usual
+    finally:
+        for descriptor in (mount, context):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 def _kernel_device_number(major: int, minor: int) -> int:

@@ -67,7 +67,7 @@ def directory(tmp_path):
 def test_mount_warn_use_unmount(directory):
     done = lazyfs("mount", "basic", os.fspath(directory))
     assert done.stdout == ""
-    assert done.stderr == "lazyfs mount: layer 0: no dm-verity: checked by SHA-512 only\n"
+    assert done.stderr == "lazyfs mount: layer 1: no dm-verity: checked by SHA-512 only\n"
     pid = json.loads((folder_of(directory) / "state.json").read_text())["pid"]
     assert (directory / "hello").read_bytes() == b"hello world\n"
     assert os.stat(directory).st_ino == 1
@@ -91,10 +91,14 @@ def test_the_daemon_keeps_nothing_of_its_starter(directory):
     assert lazyfs("umount", os.fspath(directory)).returncode == 0
 
 
-def test_read_ahead_is_raised(tmp_path):
+def test_the_kernel_reads_ahead_and_more_at_once(tmp_path):
     with mounted("basic", tmp_path) as mount:
         device = mount.status()["device"]
         assert Path(f"/sys/class/bdi/{device}/read_ahead_kb").read_text() == "1024\n"
+        number = device.removeprefix("0:")
+        script = f"mount -t fusectl none {tmp_path} && cat {tmp_path}/{number}/max_background"
+        words = ["unshare", "-m", "sh", "-c", script]
+        assert subprocess.run(words, capture_output=True, timeout=60).stdout == b"64\n"
 
 
 def test_mkdir(tmp_path):
@@ -110,23 +114,26 @@ def test_mkdir(tmp_path):
     assert not directory.exists()
 
 
+REASONS = {
+    "refused": "layer 3 is not EROFS",
+    "bug": "internal error: ZeroDivisionError: a bug",
+    "exit": "the daemon ended with status 7 before the mount was ready",
+    "file-root": "the root of file-root is not a directory",
+}
+
+
 @pytest.mark.parametrize(
-    ("image", "reason"),
+    ("image", "mode"),
     [
-        ("refused", "layer 3 is not EROFS"),
-        ("bug", "internal error: ZeroDivisionError: a bug"),
-        ("exit", "the daemon ended with status 7 before the mount was ready"),
-        ("file-root", "the root of file-root is not a directory"),
+        *((image, "background") for image in REASONS),
+        *((image, "foreground") for image in REASONS if image != "exit"),
     ],
 )
-@pytest.mark.parametrize("mode", ["background", "foreground"])
-def test_a_mount_that_fails_says_why_and_leaves_nothing(directory, image, reason, mode):
-    if (image, mode) == ("exit", "foreground"):
-        pytest.skip("there is nobody left to say it")
+def test_a_mount_that_fails_says_why_and_leaves_nothing(directory, image, mode):
     words = ["mount", *(["--foreground"] if mode == "foreground" else [])]
     done = lazyfs(*words, image, os.fspath(directory), check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(f"lazyfs mount: {reason}")
+    assert done.stderr.startswith(f"lazyfs mount: {REASONS[image]}")
     assert done.stderr.count("\n") == 1
     assert not is_mounted(directory)
     assert folders(directory) == []
@@ -243,10 +250,21 @@ def test_a_busy_mount_names_its_holders(tmp_path):
             assert os.listdir(f"/proc/{holder.pid}/cwd") == ["sub"]
             # The place is free again although the first daemon still serves.
             lazyfs("mount", "--quiet", "big", os.fspath(mount.path))
+            os.kill(mount.pid, signal.SIGTERM)
+            assert wait_for_end(mount.pid)
+            assert not mount.folder.exists()
+            assert (mount.path / "big/file-00001").read_bytes() == b"1"
             lazyfs("umount", os.fspath(mount.path))
         finally:
             holder.kill()
             holder.wait()
+
+
+def test_a_detached_mount_ends_with_its_last_user(tmp_path):
+    with mounted("basic", tmp_path) as mount:
+        with hold(mount.path / "hello") as file:
+            lazyfs("umount", "--lazy", os.fspath(mount.path))
+            assert os.read(file, 5) == b"hello"
         assert wait_for_end(mount.pid)
         assert not mount.folder.exists()
 
@@ -349,7 +367,7 @@ def test_status_for_a_person(tmp_path):
             "state    mounted",
             "fetched  4.0 KiB in 2 requests",
             "3 hits, 1 misses",
-            "0 sha256:abababababab  yes   none         1.0 MiB  512.0 KiB  4.0 KiB  2         1/16",
+            "1 sha256:abababababab  yes   none         1.0 MiB  512.0 KiB  4.0 KiB  2         1/16",
             "it has a chunk table; no dm-verity: checked by SHA-512 only",
         ):
             assert fact in said
