@@ -1,0 +1,113 @@
+"""``lazyfs`` as its users run it: conversions, and mounts that are never left behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.mounting import folder_of, kill, wait_for_end
+
+PROGRAM = (sys.executable, "-m", "lazyfs")
+COMMAND_WITHIN_S = 300
+DAEMON_WITHIN_S = 600
+MAX_ASKING = 500
+
+
+def lazyfs(*words: str | Path, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    """Run a command; its output is in what a failing test shows."""
+    done = subprocess.run(
+        [*PROGRAM, *map(os.fspath, words)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        timeout=COMMAND_WITHIN_S,
+        check=False,
+    )
+    assert not check or done.returncode == 0, f"lazyfs {words}: {done.stdout}{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def convert(source: str, destination: str, *options: str) -> dict:
+    """Convert an image; what ``--json`` says of it."""
+    document = json.loads(
+        lazyfs("convert", "--json", "--quiet", *options, source, destination).stdout
+    )
+    assert isinstance(document, dict)
+    return document
+
+
+@dataclass
+class LazyMount:
+    """A mount by a daemon in the background."""
+
+    path: Path
+    pid: int
+    folder: Path
+
+    def status(self) -> dict:
+        """What ``lazyfs status`` gives for it."""
+        [document] = json.loads(lazyfs("status", "--json", self.path).stdout)
+        assert isinstance(document, dict)
+        return document
+
+    def totals(self) -> dict[str, int]:
+        """The counters of all layers together."""
+        totals = self.status()["totals"]
+        assert isinstance(totals, dict)
+        return totals
+
+    def log(self) -> str:
+        """What its daemon has said."""
+        return (self.folder / "log").read_text(errors="replace")
+
+    def wait_until(self, reached: Callable[[dict[str, int]], bool]) -> None:
+        """Ask for the counters until they are as wanted."""
+        for _ in range(MAX_ASKING):
+            if reached(self.totals()):
+                return
+        raise AssertionError(f"never reached: {self.totals()}")
+
+    def kill(self) -> None:
+        """End its daemon without a warning, and wait until it is gone."""
+        kill(self.pid, signal.SIGKILL)
+        assert wait_for_end(self.pid)
+
+
+@contextlib.contextmanager
+def mounted(image: str, directory: Path, *options: str | Path) -> Iterator[LazyMount]:
+    """Mount an image; whatever happens, neither mount nor daemon is left."""
+    lazyfs("mount", "--mkdir", *options, image, directory)
+    mount = None
+    watchdog = None
+    try:
+        [document] = json.loads(lazyfs("status", "--json", directory).stdout)
+        mount = LazyMount(directory, document["pid"], folder_of(directory))
+        # A daemon that answers nobody must not stop the tests: killing it ends all waiting.
+        watchdog = threading.Timer(DAEMON_WITHIN_S, kill, (mount.pid, signal.SIGKILL))
+        watchdog.daemon = True
+        watchdog.start()
+        yield mount
+    finally:
+        if watchdog is not None:
+            watchdog.cancel()
+        lazyfs("umount", "--lazy", directory, check=False)
+        if mount is not None:
+            kill(mount.pid, signal.SIGTERM)
+            if not wait_for_end(mount.pid):
+                mount.kill()
+        lazyfs("umount", directory, check=False)
+
+
+def forget_pages(files: Sequence[Path]) -> None:
+    """Make the kernel forget the content of files, so that the next read asks the daemon."""
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
