@@ -98,6 +98,8 @@ def _read_by_users(fuse: Document) -> str:
 
 
 def _cache(cache: Document) -> str:
+    if not cache.get("path"):
+        return "not on disk"
     limit = _size(cache, "limit_bytes") if cache.get("limit_bytes") else "no limit"
     return f"{_size(cache, 'usage_bytes')} of {limit} in {cache.get('path')}"
 
@@ -123,7 +125,7 @@ def _layers(layers: Sequence[Document]) -> Table:
             remarks.append(f"{layer.get('errors')} errors, the last: {layer.get('last_error')}")
         cells = (
             f"{number} {_short(layer.get('digest'))}",
-            "yes" if layer.get("lazy") else "no",
+            _yes_or_no(layer.get("lazy")),
             layer.get("verity"),
             _size(layer, "size_bytes"),
             _size(layer, "blob_bytes"),
@@ -142,8 +144,14 @@ def _chunks(layer: Document) -> str:
     return f"{'?' if cached is None else cached}/{layer.get('chunks')}"
 
 
+def _yes_or_no(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else "-"
+
+
 def _short(digest: object) -> str:
-    """Enough of a digest to tell layers apart."""
+    """Enough of a digest to tell layers apart; a local file has none."""
+    if digest is None:
+        return ""
     algorithm, colon, encoded = str(digest).partition(":")
     return f"{algorithm}{colon}{encoded[:12]}"
 
