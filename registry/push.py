@@ -127,7 +127,11 @@ class RegistryDestination:
 
     async def _push_whole(self, descriptor: Descriptor, content: Content) -> None:
         session, _ = await self._begin()
-        await self._finish(session, descriptor, content)
+        try:
+            await self._finish(session, descriptor, content)
+        except RegistryError:
+            await self._abandon(session)
+            raise
 
     async def _push_chunks(self, descriptor: Descriptor, data: Data) -> None:
         session, smallest = await self._begin()
@@ -138,10 +142,10 @@ class RegistryDestination:
                 async for chunk in chunks:
                     session = await self._send_chunk(session, chunk, sent)
                     sent += len(chunk)
+            await self._finish(session, descriptor, b"")
         except RegistryError:
             await self._abandon(session)
             raise
-        await self._finish(session, descriptor, b"")
 
     async def _begin(self) -> tuple[httpx.URL, int]:
         """Open an upload; return its address and the least size of a chunk in bytes."""

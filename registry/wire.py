@@ -31,6 +31,7 @@ IDLE_S = 60.0
 SLOWEST_BYTES_PER_S = 8 << 10
 """A peer that is slower than this on the whole is treated as one that does not answer."""
 READ_BYTES = 1 << 20
+CAUSES_LIMIT = 16
 BUFFERED_PIECES = 8
 """More than the HTTP parser holds when a body is given up."""
 DRAIN_BYTES = 64 << 10
@@ -277,9 +278,19 @@ async def _end(response: httpx.Response, body: AsyncGenerator[bytes, None]) -> N
         await body.aclose()
 
 
-def _reason(error: Exception) -> str:
-    text = str(error)
-    if "WRONG_VERSION_NUMBER" in text.upper().replace(" ", "_") or "record layer" in text:
+def _reason(error: BaseException) -> str:
+    """What the operating system or OpenSSL says, else httpx: wrappers between them say nothing."""
+    text = ""
+    for _ in range(CAUSES_LIMIT):
+        if isinstance(error, OSError):
+            text = error.strerror or str(error)
+        elif isinstance(error, httpx.HTTPError | httpx.InvalidURL):
+            text = text or str(error)
+        cause = error.__cause__ or error.__context__
+        if cause is None:
+            break
+        error = cause
+    if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
         return "it does not speak TLS (plain HTTP must be asked for)"
     return text.splitlines()[0][:200] if text else type(error).__name__
 

@@ -60,7 +60,7 @@ class ScriptedServer:
 async def scripted_server(
     answer: Callable[[Request], Reply], address: str = "127.0.0.1"
 ) -> AsyncIterator[ScriptedServer]:
-    async with trio.open_nursery() as nursery:
+    async with _single_errors(), trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host=address)
         port = listeners[0].socket.getsockname()[1]
         server = ScriptedServer(f"{address}:{port}")
@@ -77,6 +77,17 @@ async def scripted_server(
         nursery.start_soon(trio.serve_listeners, handle, listeners)
         yield server
         nursery.cancel_scope.cancel()
+
+
+@contextlib.asynccontextmanager
+async def _single_errors() -> AsyncIterator[None]:
+    """Let an error of the block come out as it is, not in the nursery's group."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
 
 
 async def _receive(stream: trio.SocketStream) -> Request | None:

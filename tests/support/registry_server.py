@@ -31,6 +31,30 @@ class TokenAuthority:
 
 
 @dataclass
+class Certificate:
+    """A self-signed certificate for 127.0.0.1 and localhost."""
+
+    key: Path
+    certificate: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> "Certificate":
+        folder.mkdir(parents=True, exist_ok=True)
+        made = cls(folder / "key.pem", folder / "certificate.pem")
+        subprocess.run(
+            [
+                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650"),
+                *("-subj", "/CN=under test", "-addext"),
+                "subjectAltName=IP:127.0.0.1,DNS:localhost",
+                *("-keyout", made.key, "-out", made.certificate),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        return made
+
+
+@dataclass
 class RegistryServer:
     """A registry that runs."""
 
@@ -53,11 +77,16 @@ class RegistryServer:
 
 @contextlib.contextmanager
 def running_registry(
-    folder: Path, *, basic: bool = False, token: TokenAuthority | None = None
+    folder: Path,
+    *,
+    basic: bool = False,
+    token: TokenAuthority | None = None,
+    tls: Certificate | None = None,
 ) -> Iterator[RegistryServer]:
     """Start a registry that stores below ``folder``; end it with the block.
 
-    With ``basic`` it wants ``USERNAME`` and ``PASSWORD``; with ``token`` that service's tokens.
+    With ``basic`` it wants ``USERNAME`` and ``PASSWORD``; with ``token`` that service's tokens;
+    with ``tls`` it speaks HTTPS only.
     """
     program = shutil.which("docker-registry")
     assert program, "docker-registry is not installed (Debian package docker-registry)"
@@ -73,6 +102,11 @@ def running_registry(
         },
         "http": {"addr": "127.0.0.1:0"},
     }
+    if tls:
+        configuration["http"] = {
+            "addr": "127.0.0.1:0",
+            "tls": {"certificate": str(tls.certificate), "key": str(tls.key)},
+        }
     if basic:
         (folder / "htpasswd").write_text(_HTPASSWD)
         configuration["auth"] = {

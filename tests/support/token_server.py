@@ -3,8 +3,7 @@
 It follows Docker's "Token Authentication Specification": GET with basic credentials or none, POST
 with a refresh token. Keys and signatures are made by ``openssl``.
 
-    keys = TokenKeys.make(folder)
-    async with token_server(keys) as service:
+    async with token_server(Certificate.make(folder)) as service:
         with running_registry(folder, token=service.authority) as registry: ...
 """
 
@@ -14,46 +13,28 @@ import json
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from tests.support.http_server import Reply, Request, ScriptedServer, scripted_server
-from tests.support.registry_server import PASSWORD, USERNAME, TokenAuthority
+from tests.support.registry_server import PASSWORD, USERNAME, Certificate, TokenAuthority
 
 SERVICE, ISSUER = "registry under test", "token server under test"
 REFRESH_TOKEN = "a refresh token"
 _NEVER = 4102444800  # 2100-01-01: the registry checks against its own clock
 
 
-@dataclass(frozen=True)
-class TokenKeys:
-    key: Path
-    certificate: Path
-
-    @classmethod
-    def make(cls, folder: Path) -> "TokenKeys":
-        keys = cls(folder / "token.key", folder / "token.pem")
-        subprocess.run(
-            [
-                *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3650"),
-                *("-subj", "/CN=token server", "-keyout", keys.key, "-out", keys.certificate),
-            ],
-            check=True,
-            capture_output=True,
-        )
-        return keys
-
-    def sign(self, claims: dict[str, object]) -> str:
-        pem = self.certificate.read_text().split("-----")[2]
-        header = {"typ": "JWT", "alg": "RS256", "x5c": ["".join(pem.split())]}
-        text = b".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
-        signature = subprocess.run(
-            ["openssl", "dgst", "-sha256", "-sign", self.key],
-            input=text,
-            check=True,
-            capture_output=True,
-        ).stdout
-        return b".".join((text, _base64url(signature))).decode()
+def sign(keys: Certificate, claims: dict[str, object]) -> str:
+    """A JSON web token (RFC 7515) that carries its own certificate."""
+    pem = keys.certificate.read_text().split("-----")[2]
+    header = {"typ": "JWT", "alg": "RS256", "x5c": ["".join(pem.split())]}
+    text = b".".join(_base64url(json.dumps(part).encode()) for part in (header, claims))
+    signature = subprocess.run(
+        ["openssl", "dgst", "-sha256", "-sign", keys.key],
+        input=text,
+        check=True,
+        capture_output=True,
+    ).stdout
+    return b".".join((text, _base64url(signature))).decode()
 
 
 def _base64url(data: bytes) -> bytes:
@@ -64,7 +45,7 @@ def _base64url(data: bytes) -> bytes:
 class TokenServer:
     """Gives ``pull`` to everybody and ``push`` to ``USERNAME``."""
 
-    keys: TokenKeys
+    keys: Certificate
     server: ScriptedServer | None = None
     given: list[list[str]] = field(default_factory=list)
     """The scopes of each token that was given."""
@@ -107,14 +88,14 @@ class TokenServer:
             "jti": str(len(self.given)),
             "access": access,
         }
-        body: dict[str, object] = {"token": self.keys.sign(claims)}
+        body: dict[str, object] = {"token": sign(self.keys, claims)}
         if self.expires_in is not None:
             body["expires_in"] = self.expires_in
         return Reply(200, json.dumps(body).encode())
 
 
 @contextlib.asynccontextmanager
-async def token_server(keys: TokenKeys) -> AsyncIterator[TokenServer]:
+async def token_server(keys: Certificate) -> AsyncIterator[TokenServer]:
     service = TokenServer(keys)
     async with scripted_server(service.answer) as server:
         service.server = server
