@@ -31,7 +31,7 @@ DEADLINE_SLACK_S = 2.0
 """The tree ends its own waits in time and knows better what to say; this is the back stop."""
 
 LISTING_SHARE = 0.5
-"""Part of its deadline after which a listing hands out what it has."""
+"""Part of its deadline that a listing may go on for once it has something to hand out."""
 
 BLOCK_SIZE_BYTES = 4096
 NAME_MAX = 255
@@ -206,28 +206,24 @@ class ImageOperations(pyfuse3.Operations):
         Once an entry is in, neither an error nor lack of time loses it: the listing stops
         there, and the next request meets the trouble as its first entry.
         """
-        in_time = trio.current_time() + self.deadline_s * LISTING_SHARE
         listed = False
-        while True:
+        with trio.CancelScope() as patience:
             try:
-                with trio.move_on_at(in_time if listed else float("inf")) as patience:
-                    entries = await self._tree.entries(directory, start)
-                if patience.cancelled_caught or not entries:
-                    return
-                for entry in entries:
-                    with trio.move_on_at(in_time if listed else float("inf")) as patience:
+                while entries := await self._tree.entries(directory, start):
+                    for entry in entries:
                         shown = await self._listed_attributes(entry)
-                    if patience.cancelled_caught:
-                        return
-                    position = entry.next_position + POSITION_AFTER_DOTDOT
-                    if not pyfuse3.readdir_reply(token, bytes(entry.name), shown, position):
-                        return
-                    listed = True
-                    start = entry.next_position
+                        start = entry.next_position
+                        position = start + POSITION_AFTER_DOTDOT
+                        if not pyfuse3.readdir_reply(token, bytes(entry.name), shown, position):
+                            return
+                        if not listed:
+                            listed = True
+                            patience.deadline = (
+                                trio.current_time() + self.deadline_s * LISTING_SHARE
+                            )
             except Exception:
-                if listed:
-                    return
-                raise
+                if not listed:
+                    raise
 
     async def _listed_attributes(self, entry: DirectoryEntry) -> pyfuse3.EntryAttributes:
         """What a listing tells the kernel about an entry; a broken inode costs only itself.

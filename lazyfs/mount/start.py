@@ -14,7 +14,7 @@ from lazyfs.errors import MountError
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.unmount import remove_mount
 
-DAEMON_COMMAND: tuple[str, ...] = (sys.executable, "-P", "-m", "lazyfs.mount")
+DAEMON_COMMAND = (sys.executable, "-P", os.fspath(Path(__file__).with_name("__main__.py")))
 
 END_WITHIN_S = 10.0
 """How long a daemon that is told to end may take before it is killed."""
@@ -83,8 +83,6 @@ def _spawn(
     request: MountRequest, lock: int, report: int, *, debug: bool
 ) -> "subprocess.Popen[bytes]":
     """Start a process of its own session that inherits nothing but two descriptors."""
-    package = os.fspath(Path(__file__).parents[2])
-    path = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
     words = [*DAEMON_COMMAND, "--report-fd", str(report), "--lock-fd", str(lock)]
     with request.folder.log.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own program
@@ -95,7 +93,6 @@ def _spawn(
             start_new_session=True,
             pass_fds=(lock, report),
             cwd="/",
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
         )
 
 

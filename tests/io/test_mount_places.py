@@ -140,6 +140,11 @@ def test_the_commands_start_without_the_heavy_libraries():
     modules = "lazyfs.cli.mount, lazyfs.cli.umount, lazyfs.cli.status, lazyfs.mount.start"
     program = f"import sys, {modules}; print({{'trio', 'httpx', 'pyfuse3'}} & set(sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     assert done.stdout == "set()\n"

@@ -295,6 +295,14 @@ def test_a_listing_that_fails_says_so_after_what_it_has(broken: Mount, name):
     assert (directory / "behind").read_bytes() == b"behind"
 
 
+def test_a_listing_that_takes_too_long_hands_out_what_it_has(tmp_path):
+    with mounted("slow", tmp_path, "--timeout", "100ms") as mount:
+        done = subprocess.run(["ls", "-f", mount.path], capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == [".", "..", "before"]
+        assert "Input/output error" in done.stderr
+        assert (mount.path / "before").read_bytes() == b"before"
+
+
 def test_many_readers_at_once(basic: Mount):
     """All of them wait for the tree at the same time, and others are served meanwhile."""
     basic.switch("wait", on=True)

@@ -67,6 +67,8 @@ class Node:
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
     children: dict[bytes, NodeId] = field(default_factory=dict)
     broken_attributes: Exception | None = None
+    no_attributes: bool = False
+    """Asked for attributes, it never answers."""
 
 
 class MemoryTree:
@@ -115,6 +117,8 @@ class MemoryTree:
     async def attributes(self, node: NodeId) -> Attributes:
         self.calls["attributes"] += 1
         found = self.nodes[node]
+        if found.no_attributes:
+            await trio.sleep_forever()
         if found.broken_attributes is not None:
             raise found.broken_attributes
         return found.attributes
@@ -227,6 +231,14 @@ def broken_tree(switches: Path | None) -> MemoryTree:
     return tree
 
 
+def slow_tree(switches: Path | None) -> MemoryTree:
+    """A listing that never comes to its end."""
+    tree = MemoryTree(switches)
+    tree.add("before", stat.S_IFREG | 0o644, b"before")
+    tree.nodes[tree.add("silent", stat.S_IFREG | 0o644)].no_attributes = True
+    return tree
+
+
 def file_root_tree(switches: Path | None) -> MemoryTree:
     """Not a file system: the root is a file."""
     tree = MemoryTree(switches)
@@ -238,6 +250,7 @@ TREES = {
     "basic": basic_tree,
     "big": big_tree,
     "broken": broken_tree,
+    "slow": slow_tree,
     "file-root": file_root_tree,
 }
 
