@@ -142,8 +142,7 @@ def run(args: argparse.Namespace) -> int:
         raise MountError("--suid and --dev are for root only")
     sweep()
     needed = (options.cache_dir, base_folder())
-    existed = os.path.lexists(args.directory)
-    mountpoint = prepare(args.directory, needed, create=args.mkdir)
+    mountpoint, created = prepare(args.directory, needed, create=args.mkdir)
     done = False
     try:
         image = absolute_image(args.image, Path.cwd())
@@ -156,7 +155,7 @@ def run(args: argparse.Namespace) -> int:
         done = True
         return status
     finally:
-        if not done and not existed:
+        if created and not done:
             _remove_directory(mountpoint)
 
 

@@ -52,15 +52,16 @@ async def serve_mount(
         Whatever ``open_image`` raises.
     """
     serving = trio.Event()
-    try:
-        with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
+    with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
+        # A second signal takes its usual effect on leaving this block: nothing may be left then.
+        try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_end_on_signal, signals, serving, nursery.cancel_scope)
                 async with open_image(request.image, request.options) as image:
                     await _serve_image(request, image, serving, on_ready)
                 nursery.cancel_scope.cancel()
-    finally:
-        request.folder.remove()
+        finally:
+            request.folder.remove()
     return serving.is_set()
 
 

@@ -1,12 +1,12 @@
 """Where a mount may go, and what a user means by a directory, without touching a mount there."""
 
-import contextlib
 import errno
 import os
 import stat
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from lazyfs.errors import MountError
 from lazyfs.mount.mountinfo import FILE_SYSTEM_TYPE, current_mounts, top_mount
@@ -36,8 +36,17 @@ def resolve(directory: str) -> str:
     raise MountError(f"{directory}: too many symbolic links")
 
 
-def prepare(directory: str, needed: Iterable[Path], *, create: bool) -> str:
-    """The real path of a directory that can be mounted on.
+class Mountpoint(NamedTuple):
+    """A directory that can be mounted on."""
+
+    path: str
+    """Its real path."""
+    created: bool
+    """It did not exist before."""
+
+
+def prepare(directory: str, needed: Iterable[Path], *, create: bool) -> Mountpoint:
+    """Check that a directory can be mounted on.
 
     Args:
         directory: as the user wrote it.
@@ -55,8 +64,7 @@ def prepare(directory: str, needed: Iterable[Path], *, create: bool) -> str:
             f"{directory} already has a lazyfs mount ({top.source}); "
             f'"lazyfs umount {directory}" takes it down'
         )
-    if create:
-        _create(Path(path))
+    created = create and _create(Path(path))
     try:
         mode = Path(path).stat().st_mode
     except FileNotFoundError as error:
@@ -71,9 +79,12 @@ def prepare(directory: str, needed: Iterable[Path], *, create: bool) -> str:
     for place in (*needed, *program):
         if place.resolve().is_relative_to(path):
             raise MountError(f"a mount on {directory} would hide {place}, which lazyfs needs")
-    return path
+    return Mountpoint(path, created)
 
 
-def _create(path: Path) -> None:
-    with contextlib.suppress(FileExistsError):
+def _create(path: Path) -> bool:
+    try:
         path.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True

@@ -108,8 +108,8 @@ def test_preparing_a_mountpoint(tmp_path):
     wanted = os.fspath(tmp_path.resolve() / "a/b")
     with pytest.raises(MountError, match="does not exist"):
         mountpoint.prepare(f"{tmp_path}/a/b", elsewhere, create=False)
-    assert mountpoint.prepare(f"{tmp_path}/a/b", elsewhere, create=True) == wanted
-    assert mountpoint.prepare(f"{tmp_path}/a/b/", elsewhere, create=True) == wanted
+    assert mountpoint.prepare(f"{tmp_path}/a/b", elsewhere, create=True) == (wanted, True)
+    assert mountpoint.prepare(f"{tmp_path}/a/b/", elsewhere, create=True) == (wanted, False)
     (tmp_path / "file").touch()
     with pytest.raises(MountError, match="is not a directory"):
         mountpoint.prepare(f"{tmp_path}/file", elsewhere, create=True)

@@ -178,9 +178,11 @@ def test_a_signal_ends_a_daemon_whose_readers_wait_and_whose_files_are_open(tmp_
         mount.wait_for_request()
         file = os.open(mount.path / "large", os.O_RDONLY)
         os.kill(mount.pid, signal.SIGTERM)
+        kill(mount.pid, signal.SIGINT)  # an impatient user changes nothing
         assert wait_for_end(mount.pid)
         assert reader.wait(COMMAND_WITHIN_S) == 1
         assert not is_mounted(mount.path)
+        assert not mount.folder.exists()
         with pytest.raises(OSError, match="not connected"):
             os.read(file, 1)
         with pytest.raises(OSError, match="not connected"):
