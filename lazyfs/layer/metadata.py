@@ -76,7 +76,7 @@ async def fetch_metadata(annotations: SeekableAnnotations, source: BlobSource) -
         raise ImageFormatError(f"{space.length} bytes where a chunk table should be")
     head_bytes = 0 if verity is None else min(verity.length, _HEADER + HEAD_BYTES)
     data = await source.fetch(ByteRange(space.offset, space.length + head_bytes))
-    length = decode_skippable_header(data, limit_bytes=space.length - _HEADER)
+    length = _payload_length("chunk table", data, space)
     table_payload = data[_HEADER : _HEADER + length]
     check_chunk_digest(table_payload, annotations.chunk_digest)
     table = decode_table(table_payload, table_offset=annotations.chunk_table_offset)
@@ -87,7 +87,7 @@ async def fetch_metadata(annotations: SeekableAnnotations, source: BlobSource) -
 
 
 def _verity(root_digest: bytes, space: ByteRange, head: bytes, table: ChunkTable) -> VerityMetadata:
-    length = decode_skippable_header(head, limit_bytes=space.length - _HEADER)
+    length = _payload_length("dm-verity tree", head, space)
     payload = ByteRange(space.offset + _HEADER, length)
     head = head[_HEADER : _HEADER + length]
     params = decode_superblock(head)
@@ -100,3 +100,11 @@ def _verity(root_digest: bytes, space: ByteRange, head: bytes, table: ChunkTable
     if params.data_blocks > 1 and needed > length:
         raise ImageFormatError(f"dm-verity payload of {length} bytes, the tree needs {needed}")
     return VerityMetadata(params, root_digest, payload, head)
+
+
+def _payload_length(what: str, frame: bytes, space: ByteRange) -> int:
+    """Length of a skippable frame's payload, which must fit into ``space``."""
+    try:
+        return decode_skippable_header(frame, limit_bytes=space.length - _HEADER)
+    except ImageFormatError as error:
+        raise type(error)(f"{what} at byte {space.offset} of the blob: {error}") from error
