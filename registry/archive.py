@@ -7,11 +7,12 @@ import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import trio
 
 from registry.errors import ContentError, NotFoundError
-from registry.files import FileRange, OpenFiles, file_errors
+from registry.files import PIECE_BYTES, FileRange, OpenFiles, file_errors
 from registry.layout import INDEX_FILE, LayoutDestination
 from registry.reference import LocalName
 from registry.tarindex import Member, find, scan
@@ -96,20 +97,34 @@ async def open_archive_destination(
             await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
+class _Cancellable:
+    """A file whose reader ends when the task that waits for its thread is cancelled."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, length: int = -1, /) -> bytes:
+        trio.from_thread.check_cancelled()
+        return self._file.read(length)
+
+
 def _pack(folder: Path, target: Path) -> None:
+    """Write ``target`` from what is in ``folder``; runs in a worker thread."""
     temporary = folder / "archive.tar.partial"
     with file_errors(target):
         paths = sorted(
             path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")
         )
         with temporary.open("xb") as file:
-            with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+            with tarfile.TarFile(
+                fileobj=file, mode="w", format=tarfile.PAX_FORMAT, copybufsize=PIECE_BYTES
+            ) as archive:
                 for path in paths:
                     member = tarfile.TarInfo(path.relative_to(folder).as_posix())
                     member.size = path.stat().st_size
                     member.mode = 0o644
                     with path.open("rb") as content:
-                        archive.addfile(member, content)
+                        archive.addfile(member, _Cancellable(content))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)

@@ -31,6 +31,7 @@ class RemoteBlob:
     def __init__(self, client: RegistryClient, descriptor: Descriptor) -> None:
         self._client = client
         self._descriptor = descriptor
+        self._url: httpx.URL | None = None
         self._target: httpx.URL | None = None
         self._what = f"{client}: {descriptor.digest}"
 
@@ -156,7 +157,8 @@ class RemoteBlob:
                 self._target = None
                 raise
             self._target = None
-        url = await self._client.url(f"blobs/{self._descriptor.digest}")
+        url = self._url or await self._client.url(f"blobs/{self._descriptor.digest}")
+        self._url = url
         scopes = pull_scope(self._client.reference)
         async with self._client.request("GET", url, scopes, headers) as response:
             # Not where the registry sends us to itself: that needs our credentials each time.

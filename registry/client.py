@@ -33,23 +33,28 @@ class RegistryClient:
         self.wire = wire
         self.policy = RetryPolicy(wire.access.timeout_s or NO_TIMEOUT_BUDGET_S)
         self._authorizer = Authorizer(reference, wire)
-        self._scheme = ""
-        self._scheme_lock = trio.Lock()
+        self._base: httpx.URL | None = None
+        self._base_lock = trio.Lock()
 
     def __str__(self) -> str:
         return f"{self.reference.registry}/{self.reference.repository}"
 
     async def url(self, path: str) -> httpx.URL:
         """The URL of ``path`` below the repository, such as ``manifests/latest``."""
-        async with self._scheme_lock:
-            if not self._scheme:
-                self._scheme = await self._find_scheme()
-        return httpx.URL(
-            f"{self._scheme}://{self.reference.endpoint}/v2/{self.reference.repository}/{path}"
-        )
+        return httpx.URL(f"{await self._find_base()}{path}")
+
+    async def _find_base(self) -> httpx.URL:
+        if self._base is None:
+            async with self._base_lock:
+                scheme = await self._find_scheme()
+                where = f"{self.reference.endpoint}/v2/{self.reference.repository}/"
+                self._base = httpx.URL(f"{scheme}://{where}")
+        return self._base
 
     async def _find_scheme(self) -> str:
         """HTTPS, unless plain HTTP was asked for; on this machine, what the server speaks."""
+        if self._base is not None:
+            return self._base.scheme  # another task found it while this one waited for the lock
         if self.wire.access.plain_http:
             return "http"
         if not is_loopback(self.reference.endpoint):
@@ -79,20 +84,17 @@ class RegistryClient:
             RegistryError: no answer, or no login.
         """
         # An upload's Location may lie on another host: that one learns no credentials.
-        ours = origin(url) == origin(await self.url(""))
+        ours = origin(url) == origin(await self._find_base())
         header = self._authorizer.header(scopes) if ours else None
         async with self.wire.exchange(
             method, url, headers, authorization=header, content=content
         ) as response:
             refused = ours and response.status_code == _UNAUTHORIZED
-            if refused and origin(response.url) == origin(url):
-                await self.wire.read(response, REPLY_LIMIT_BYTES)
-                again = content is None or isinstance(content, bytes)
-            else:
+            if not refused or origin(response.url) != origin(url):
                 yield response
                 return
         header = await self._authorizer.answer(response, scopes, header)
-        if not again:
+        if not (content is None or isinstance(content, bytes)):
             raise TransportError(f"{self}: login expired during an upload")
         async with self.wire.exchange(
             method, url, headers, authorization=header, content=content
@@ -162,9 +164,9 @@ class RegistryClient:
         Raises:
             RegistryError: it cannot be had, or is longer than ``limit_bytes``.
         """
-        url = await self.url(path)
 
         async def once() -> tuple[httpx.Headers, bytes]:
+            url = await self.url(path)
             async with self.request("GET", url, pull_scope(self.reference), headers) as response:
                 if response.status_code != httpx.codes.OK:
                     raise await self.refusal(response, path)

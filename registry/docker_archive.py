@@ -189,10 +189,11 @@ class DockerArchiveSource:
 
 
 def _describe_layer(reader: FileRange) -> Descriptor:
-    """Digest, size and kind of a layer file (blocks while it reads all of it)."""
+    """Digest, size and kind of a layer file; runs in a worker thread that trio can cancel."""
     running = hashlib.sha256()
     media_type = OCI_LAYER_TAR
     for position in range(0, reader.size_bytes, PIECE_BYTES):
+        trio.from_thread.check_cancelled()
         piece = reader.read(position, min(PIECE_BYTES, reader.size_bytes - position))
         if not position:
             media_type = next(

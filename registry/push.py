@@ -59,9 +59,9 @@ class RegistryDestination:
 
     async def has_blob(self, descriptor: Descriptor) -> bool:
         """As ``ImageDestination.has_blob``."""
-        url = await self._client.url(f"blobs/{descriptor.digest}")
 
         async def once() -> bool:
+            url = await self._client.url(f"blobs/{descriptor.digest}")
             async with self._client.request("HEAD", url, self._scopes, {}) as response:
                 if response.status_code == _NOT_FOUND:
                     return False
@@ -217,10 +217,10 @@ class RegistryDestination:
         await self._put_manifest(reference.tag or str(descriptor.digest), raw, descriptor)
 
     async def _put_manifest(self, tag_or_digest: str, raw: bytes, descriptor: Descriptor) -> None:
-        url = await self._client.url(f"manifests/{tag_or_digest}")
         headers = {"Content-Type": descriptor.media_type}
 
         async def once() -> None:
+            url = await self._client.url(f"manifests/{tag_or_digest}")
             async with self._client.request("PUT", url, self._scopes, headers, raw) as response:
                 if response.status_code not in (_OK, _CREATED):
                     raise await self._client.refusal(response, f"manifest {tag_or_digest}")

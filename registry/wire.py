@@ -79,7 +79,8 @@ class Wire:
         """
         host = host_of(url)
         if url.scheme not in ("http", "https") or not url.host or url.userinfo:
-            raise TransportError(f"{host}: sent us to an address that is not plain HTTP(S)")
+            sender = host_of(previous) if previous is not None else host
+            raise TransportError(f"{sender}: sent us to an address that is not plain HTTP(S)")
         if url.scheme == "https":
             return
         if previous is not None and previous.scheme == "https":

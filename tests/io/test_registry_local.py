@@ -100,7 +100,17 @@ async def test_docker_archive_as_skopeo_writes_it(tmp_path):
     async with open_source(target) as source:
         raw, config, layers = await read_image(source)
         descriptor = await source.resolve()
+        for missing in (source.fetch_manifest, source.open_blob):
+            with pytest.raises(NotFoundError, match="holds no sha256"):
+                await missing(Descriptor(OCI_MANIFEST, Digest.of(b"x"), 1))
     manifest = decode_manifest(raw, OCI_MANIFEST)
+    layer = manifest.layers[0]
+    async with open_source(target) as source:
+        assert await source.fetch_content(layer, layer.size_bytes) == layers[0]
+        with pytest.raises(ContentError, match="limit"):
+            await source.fetch_content(layer, layer.size_bytes - 1)
+        with pytest.raises(ContentError, match="limit"):
+            await source.fetch_content(manifest.config, 10)
     assert layers == [gzip.decompress(layer) for layer in image.layers]
     assert [layer.media_type for layer in manifest.layers] == [OCI_LAYER_TAR] * 2
     assert [str(layer.digest) for layer in manifest.layers] == json.loads(config)["rootfs"][
@@ -281,6 +291,16 @@ async def test_nothing_is_left_of_a_failed_archive(tmp_path):
             scope.cancel()
             await trio.sleep_forever()
     assert list(tmp_path.iterdir()) == []
+    write_layout(tmp_path / "in", "one", FILES)
+    with trio.CancelScope() as scope:
+        async with (
+            open_source(f"oci:{tmp_path}/in:one") as source,
+            open_destination(f"oci-archive:{tmp_path}/a.tar:x") as destination,
+        ):
+            await copy_image(source, destination)
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
 async def test_blobs_are_written_whole_or_not_at_all(tmp_path):

@@ -28,6 +28,7 @@ from registry.push import RegistryDestination
 from registry.reference import parse_reference
 from registry.transports import open_destination, open_source
 from registry.wire import Wire
+from tests.support.http_server import Reply, Request, scripted_server
 from tests.support.image_copy import copy_blob, copy_image, read_image
 from tests.support.registry_server import (
     PASSWORD,
@@ -357,6 +358,95 @@ async def test_tokens_that_do_not_allow_it(tmp_path):
         with pytest.raises(DeniedError, match=f"{service.server.host}: token for") as caught:
             await copy(f"oci:{tmp_path}/in:v1", name, wrong)
         assert "wrong password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("challenge", "error", "why"),
+    [
+        ("Negotiate", DeniedError, "of a kind that is not known"),
+        ("", DeniedError, "of a kind that is not known"),
+        ("Bearer service=x", TransportError, "names no usable token service"),
+        ('Bearer realm="http://[::1/"', TransportError, "names no usable token service"),
+        ('Bearer realm="http://auth.example.com/"', TransportError, "plain HTTP"),
+        ('Bearer realm="file:///etc/passwd"', TransportError, "not plain HTTP"),
+        ('Bearer realm="/broken"', ContentError, "holds no token"),
+        ('Bearer realm="/loop"', TransportError, "more than 5 redirects"),
+        ('Bearer realm="/long"', ContentError, "limit"),
+        ('Bearer realm="/gone"', NotFoundError, "token for"),
+    ],
+)
+async def test_odd_challenges(challenge, error, why, autojump_clock):
+    def answer(request: Request) -> Reply:
+        special = {
+            "/v2/": Reply(200),
+            "/broken": Reply(200, b"{}"),
+            "/loop": Reply(302, headers={"Location": "/loop"}),
+            "/long": Reply(200, bytes(1 << 20)),
+            "/gone": Reply(404),
+        }
+        headers = {"WWW-Authenticate": challenge} if challenge else {}
+        return special.get(request.path, Reply(401, headers=headers))
+
+    async with scripted_server(answer) as server:
+        access = Access(timeout_s=5, credentials=LOGIN)
+        async with open_source(f"{server.host}/app:v1", access) as source:
+            with pytest.raises(error, match=why) as caught:
+                await source.resolve()
+    assert server.host in str(caught.value) or "example.com" in str(caught.value)
+    assert not any(
+        "authorization" in request.headers for request in server.requests if "v2" in request.path
+    )
+
+
+async def test_a_token_from_a_credential_file_is_sent_as_it_is():
+    def answer(request: Request) -> Reply:
+        if request.headers.get("authorization") == "Bearer given":
+            return Reply(200, b"{}", {"Content-Type": OCI_MANIFEST})
+        return Reply(401, headers={"WWW-Authenticate": 'Bearer realm="/token"'})
+
+    async with scripted_server(answer) as server:
+        access = Access(credentials=Credentials(registry_token="given"))
+        async with open_source(f"{server.host}/app:v1", access) as source:
+            assert (await source.resolve()).digest == Digest.of(b"{}")
+    assert server.count("GET", "/token") == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "error", "why"),
+    [
+        ({}, b"{}", None, ""),
+        ({"Docker-Content-Digest": str(Digest.of(b"x"))}, b"{}", ContentError, "wanted .*found"),
+        ({"Docker-Content-Digest": "nonsense"}, b"{}", ContentError, "not a digest"),
+        ({"Docker-Content-Digest": str(Digest.of(b"{}", "sha512"))}, b"{}", None, ""),
+        ({"Content-Type": "text/html"}, b"<html>", ContentError, "not JSON"),
+        ({"Content-Type": "application/json"}, b'{"mediaType": "x"}', None, ""),
+        (
+            {"Content-Type": "application/vnd.docker.distribution.manifest.v1+prettyjws"},
+            b"{}",
+            ContentError,
+            "before 2016",
+        ),
+        ({}, bytes(5 << 20), ContentError, "limit"),
+    ],
+)
+async def test_manifests_of_odd_servers(headers, body, error, why):
+    reply = Reply(200, body, {"Content-Type": OCI_MANIFEST, **headers})
+    async with (
+        scripted_server(lambda _: reply) as server,
+        open_source(f"{server.host}/app:v1", ANONYMOUS) as source,
+    ):
+        if error is None:
+            descriptor = await source.resolve()
+            assert descriptor.size_bytes == len(body)
+            assert await source.fetch_manifest(descriptor) == body
+            before = len(server.requests)
+            lie = Descriptor(OCI_MANIFEST, descriptor.digest, descriptor.size_bytes + 1)
+            with pytest.raises(ContentError, match=server.host):
+                await source.fetch_manifest(lie)
+            assert len(server.requests) == before
+        else:
+            with pytest.raises(error, match=why):
+                await source.resolve()
 
 
 async def test_an_expired_token_is_replaced(tmp_path, autojump_clock):
