@@ -9,11 +9,11 @@ into the mount (--allow-other).
 
 Examples:
   lazyfs mount docker.io/library/debian@sha256:... /mnt
-  lazyfs mount localhost:5000/app:1.2 /mnt          a registry on this machine
-  lazyfs mount oci:images/app:1.2 app --mkdir       an OCI layout folder
+  lazyfs mount localhost:5000/app:1.2 /mnt                 a registry on this machine
+  lazyfs mount oci:images/app:1.2 app --mkdir              an OCI layout folder
   lazyfs mount erofs:meta.erofs,device=data.img /mnt
-  lazyfs mount app:1.2 /mnt --timeout 10s           give up on a dead registry after 10 s
-  lazyfs mount app:1.2 /mnt --prefetch all          use it at once, fetch the rest meanwhile
+  lazyfs mount example.org/app:1.2 /mnt --timeout 10s      give up on a dead registry after 10 s
+  lazyfs mount example.org/app:1.2 /mnt --prefetch all     fetch the rest meanwhile
 """
 
 import argparse
