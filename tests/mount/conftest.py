@@ -1,14 +1,16 @@
 """What the end-to-end tests share: a real registry with a real image, converted once."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.support import images
 from tests.support.converted import ConvertedImage, push_and_convert
+from tests.support.overlay_oracle import erofs_overlay
 from tests.support.registry_server import RegistryServer, running_registry
+from tests.support.trees import Facts, look
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +33,10 @@ def big_image(work_folder: Path, registry: RegistryServer) -> ConvertedImage:
     """The image of three layers: pushed by skopeo as tar, converted in the registry."""
     layout = images.three_layers()
     return push_and_convert(layout, images.TAG, "debian", registry, work_folder / "raw")
+
+
+@pytest.fixture(scope="session")
+def kernel_view(big_image: ConvertedImage, work_folder: Path) -> Mapping[bytes, Facts]:
+    """Everything that the kernel shows of that image's decoded layers."""
+    with erofs_overlay(big_image.raw, work_folder / "overlay") as tree:
+        return look(tree)

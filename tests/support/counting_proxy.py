@@ -20,8 +20,10 @@ class CountingProxy:
     """What went through."""
 
     host: str
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    server: str
+    """Where new connections go, as ``HOST:PORT``; may be changed."""
     received_bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def count(self, length: int) -> None:
         """Add bytes that a server sent."""
@@ -32,12 +34,12 @@ class CountingProxy:
 @contextlib.contextmanager
 def counting_proxy(server: str) -> Iterator[CountingProxy]:
     """Pass connections on to ``server`` (``HOST:PORT``)."""
-    name, port = server.rsplit(":", 1)
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             client: socket.socket = self.request
             with contextlib.suppress(OSError):  # who hangs up first is not our business
+                name, port = proxy.server.rsplit(":", 1)
                 upstream = socket.create_connection((name, int(port)), timeout=IDLE_S)
                 client.settimeout(IDLE_S)
                 there = threading.Thread(target=carry, args=(client, upstream, lambda length: None))
@@ -51,7 +53,7 @@ def counting_proxy(server: str) -> Iterator[CountingProxy]:
         block_on_close = False
 
     with Server(("127.0.0.1", 0), Handler) as listener:
-        proxy = CountingProxy(f"127.0.0.1:{listener.server_address[1]}")
+        proxy = CountingProxy(f"127.0.0.1:{listener.server_address[1]}", server)
         thread = threading.Thread(target=listener.serve_forever, daemon=True)
         thread.start()
         try:

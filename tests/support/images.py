@@ -160,6 +160,11 @@ def write_layout(folder: Path, layers: Sequence[TarLayer], tag: str = TAG) -> No
     (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
 
 
+def noise(size: int, seed: bytes = b"lazyfs") -> bytes:
+    """Bytes that do not compress, the same ones every time."""
+    return hashlib.shake_256(seed).digest(size)
+
+
 def write(path: Path, data: bytes = b"", mode: int = 0o644) -> Path:
     """A file, with the directories that it needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -310,7 +315,7 @@ def make_inodes(folder: Path) -> None:
 
 def make_contents(folder: Path) -> None:
     """Sizes around every boundary, and holes."""
-    pattern = hashlib.shake_256(b"lazyfs").digest(12 << 20)
+    pattern = noise(12 << 20)
     for size in (0, 1, 511, 512, 513, 4095, 4096, 4097, (4 << 20) - 1, 4 << 20, (4 << 20) + 1):
         write(folder / f"size-{size}", pattern[-size:] if size else b"")
     write(folder / "large", pattern)
