@@ -143,16 +143,18 @@ class VerityLayer(StoredLayer):
         except DataBlockMismatchError as error:
             # The store has rotted (or was tampered with): once more, from the registry.
             self.counters.verification_failures += 1
-            log.error("%s: cached chunk is rotten, fetching it again: %s", self._name, error)
-            for index, _, _ in self._chunks.over(*span):
-                await self._fetcher.discard(self._chunks.piece(index))
+            pieces = [self._chunks.piece(index) for index, _, _ in self._chunks.over(*span)]
+            what = ", ".join(piece.what for piece in pieces)
+            log.error("%s: %s: rotten in the cache, fetched again: %s", self._name, what, error)
+            for piece in pieces:
+                await self._fetcher.discard(piece)
             try:
                 data = await self._proven(first, count, span)
             except DataBlockMismatchError as again:
                 self.counters.verification_failures += 1
                 self.counters.failed(again)
                 log.error(
-                    "%s: chunk has its SHA-512 but not its dm-verity digest: %s", self._name, again
+                    "%s: %s: SHA-512 is right, dm-verity digest is not: %s", self._name, what, again
                 )
                 raise
         return data[offset - start : offset - start + length]
@@ -203,7 +205,9 @@ class FrameLayer(PagedReader):
             return await self._proven(index, piece)
         except VerificationError as error:
             self.counters.verification_failures += 1
-            log.error("%s: cached chunk is rotten, fetching it again: %s", self._name, error)
+            log.error(
+                "%s: %s: rotten in the cache, fetched again: %s", self._name, piece.what, error
+            )
         await self._fetcher.discard(piece)
         return await self._proven(index, piece)
 
