@@ -260,7 +260,8 @@ class Wire:
             raise TransportError(f"{host}: no answer within {self.access.timeout_s:g} s") from error
         except httpx.ConnectError as error:
             raise TransportError(f"{host}: cannot connect: {_reason(error)}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
+            # UnicodeError: a host in a redirect that no name can be looked up for.
             raise TransportError(f"{host}: connection failed: {_reason(error)}") from error
 
 
@@ -285,12 +286,12 @@ def _reason(error: BaseException) -> str:
     for _ in range(CAUSES_LIMIT):
         if isinstance(error, OSError):
             text = error.strerror or str(error)
-        elif isinstance(error, httpx.HTTPError | httpx.InvalidURL):
+        elif isinstance(error, httpx.HTTPError | httpx.InvalidURL | UnicodeError):
             text = text or str(error)
         cause = error.__cause__ or error.__context__
         if cause is None:
             break
-        error = cause
+        error = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
     if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
         return "it does not speak TLS (plain HTTP must be asked for)"
     return text.splitlines()[0][:200] if text else type(error).__name__

@@ -400,6 +400,9 @@ async def test_no_message_holds_the_query_of_a_url(autojump_clock):
         (lambda _: "file:///etc/passwd", "not plain HTTP"),
         (lambda _: "http://[::1/x", "Invalid URL in location header"),
         (lambda _: "", "more than 5 redirects"),
+        (lambda _: f"https://{'a' * 300}/x", "connection failed"),
+        (lambda _: "https://a..b/x", "connection failed"),
+        (lambda _: "https://xn--/x", "connection failed|usable Location"),
     ],
 )
 async def test_where_a_redirect_must_not_lead(location, why, autojump_clock):
