@@ -18,7 +18,7 @@ MAX_NEED_BYTES = 1024 * 1024
 METADATA_WINDOW_BYTES = 4096
 """Inodes and index records are asked for in aligned windows of at most this size."""
 
-MAX_MAP_ENTRIES = 16384
+MAX_MAP_ENTRIES = 2048
 """Chunk index entries or pclusters that one ``extents`` call looks at."""
 
 MAX_NAME_BYTES = 255
@@ -29,6 +29,15 @@ MAX_LINK_BYTES = 4095
 
 MAX_XATTR_BYTES = 4 * 1024 * 1024
 """Names and values of one inode together (Linux allows 64 KiB a value)."""
+
+MAX_XATTRS = 10_000
+"""Attributes of one inode (as many short names as Linux can list)."""
+
+MAX_RUNS_PER_READ = 1024
+"""Runs of file data that any read may touch ..."""
+
+MIN_MEAN_RUN_BYTES = 512
+"""... and one more for this many bytes: no writer makes smaller extents than blocks."""
 
 MAX_NANOSECONDS = 999_999_999
 

@@ -56,9 +56,14 @@ class Reader:
         if address is not None and length <= limits.MAX_NEED_BYTES:
             return (yield Need(0, address, length))
         end = offset + length
-        pieces = []
+        most_runs = limits.MAX_RUNS_PER_READ + length // limits.MIN_MEAN_RUN_BYTES
+        pieces: list[bytes] = []
         while offset < end:  # each turn gets at least one run
             for run in (yield from self.map.runs(inode, offset, end)):
+                if run.offset >= end:  # another part of the last extent
+                    break
+                if len(pieces) == most_runs:
+                    raise ImageFormatError(f"nid {inode.nid:#x}: over {most_runs} runs in a read")
                 stop = min(run_end(run), end)
                 pieces.append((yield from self._part(inode, run, offset, stop)))
                 offset = stop

@@ -70,6 +70,8 @@ def read_raw_xattrs(
                 f"nid {inode.nid:#x}: xattr at {position} ends at {end} of {len(body)}"
             )
         found.append(_raw_xattr(entry, body[start:end]))
+        if len(found) > limits.MAX_XATTRS:
+            raise ImageFormatError(f"nid {inode.nid:#x}: more than {limits.MAX_XATTRS} xattrs")
         position = -(-end // ondisk.EROFS_XATTR_ALIGN) * ondisk.EROFS_XATTR_ALIGN
     yield from _read_shared(superblock, inode, metadata, shared_ids, found)
     return found
@@ -93,7 +95,9 @@ def _read_shared(
             raise ImageFormatError(
                 f"nid {inode.nid:#x}: more than {limits.MAX_XATTR_BYTES} bytes of xattrs"
             )
-        data = yield from metadata(in_metabox, address + _ENTRY_BYTES, length)
+        data = b""
+        if length:
+            data = yield from metadata(in_metabox, address + _ENTRY_BYTES, length)
         found.append(_raw_xattr(entry, data))
 
 

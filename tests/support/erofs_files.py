@@ -225,8 +225,8 @@ class ImageFiles:
         return data
 
     def _read(self, need: Need) -> bytes:
-        assert need.offset >= 0
-        assert 0 <= need.length <= 1024 * 1024
+        assert need.offset >= 0, need
+        assert 0 < need.length <= 1024 * 1024, need
         self.needs += 1
         self.needed_bytes += need.length
         if self.needs > self._most_needs:

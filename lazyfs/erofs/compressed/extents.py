@@ -109,12 +109,23 @@ class EncodedExtents:
         if index > number or not index:
             data = yield from self._windows.read(self._base, _SUM_BYTES)
             index, address = 0, int.from_bytes(data, "little")
-        while True:  # one record at a time, up to the limit
+        while True:  # one window at a time, up to the limit
             at = self._base + _SUM_BYTES + index * _LENGTH_BYTES
             data, offset = yield from self._windows.at(at)
-            plen = int.from_bytes(data[offset : offset + _LENGTH_BYTES], "little")
-            if index == number:
-                self._summed = index, address
-                return plen, address
-            address += plen & ondisk.Z_EROFS_EXTENT_PLEN_MASK
-            index += 1
+            here = (len(data) - offset) // _LENGTH_BYTES
+            if not here:
+                raise ImageFormatError(f"nid {self._inode.nid:#x}: no extent {index}")
+            if number - index < here:
+                break
+            address += _stored_bytes(data, offset, here)
+            index += here
+        self._summed = index, address
+        address += _stored_bytes(data, offset, number - index)
+        (plen,) = struct.unpack_from("<I", data, offset + (number - index) * _LENGTH_BYTES)
+        return plen, address
+
+
+def _stored_bytes(data: bytes, offset: int, count: int) -> int:
+    """The sum of the stored lengths of ``count`` records."""
+    mask = ondisk.Z_EROFS_EXTENT_PLEN_MASK
+    return sum(plen & mask for plen in struct.unpack_from(f"<{count}I", data, offset))

@@ -103,4 +103,5 @@ def packed(data: bytes) -> bytes:
     return zstandard.ZstdCompressor(level=19).compress(data)
 
 
-main()
+if __name__ == "__main__":
+    main()
