@@ -1,0 +1,1 @@
+"""lazyfs beside its peers, in one run: ``python -m benchmarks``. See README.md here."""
