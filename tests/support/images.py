@@ -18,8 +18,8 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -35,13 +35,15 @@ CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
 
 @dataclass(frozen=True)
-class TarLayer:
-    """A gzip-compressed tar and what a manifest says of it."""
+class LayerFile:
+    """A layer's blob and what a manifest and a configuration say of it."""
 
     path: Path
     digest: str
     size: int
     diff_id: str
+    media_type: str = f"{OCI}.layer.v1.tar+gzip"
+    annotations: Mapping[str, str] = field(default_factory=dict)
 
 
 def three_layers(cache: Path = CACHE) -> Path:
@@ -62,7 +64,7 @@ def three_layers(cache: Path = CACHE) -> Path:
     return layout
 
 
-def debian_layer(cache: Path = CACHE) -> TarLayer:
+def debian_layer(cache: Path = CACHE) -> LayerFile:
     """Debian with numpy, of this machine's release and from where its own packages come."""
     release = dict(
         line.split("=", 1) for line in Path("/etc/os-release").read_text().splitlines() if line
@@ -77,13 +79,14 @@ def debian_layer(cache: Path = CACHE) -> TarLayer:
             run("debootstrap", "--variant=minbase", include, suite, folder / "tree")
             layer = pack(folder / "tree", folder / "layer.tar.gz")
             shutil.rmtree(folder / "tree")
-            (folder / "layer.json").write_text(json.dumps(asdict(layer) | {"path": None}))
+            facts = {"digest": layer.digest, "size": layer.size, "diff_id": layer.diff_id}
+            (folder / "layer.json").write_text(json.dumps(facts))
             folder.rename(kept)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise
     facts = json.loads((kept / "layer.json").read_text())
-    return TarLayer(**facts | {"path": kept / "layer.tar.gz"})
+    return LayerFile(kept / "layer.tar.gz", **facts)
 
 
 def run(*command: str | Path) -> None:
@@ -100,7 +103,7 @@ def run(*command: str | Path) -> None:
     assert done.returncode == 0, f"{command}:\n{done.stdout[-4000:]}"
 
 
-def pack(tree: Path, target: Path) -> TarLayer:
+def pack(tree: Path, target: Path) -> LayerFile:
     """A layer of everything in a folder, by GNU tar with all that it can tell."""
     tar_options = ("--format=pax", "--sort=name", "--numeric-owner", "--sparse")
     xattr_options = ("--acls", "--xattrs", "--xattrs-include=*")
@@ -116,14 +119,19 @@ def pack(tree: Path, target: Path) -> TarLayer:
             plain.update(piece)
             packed.write(piece)
     assert tar.returncode == 0
-    with target.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    size = target.stat().st_size
-    return TarLayer(target, f"sha256:{digest}", size, f"sha256:{plain.hexdigest()}")
+    return LayerFile(
+        target, digest_of(target), target.stat().st_size, f"sha256:{plain.hexdigest()}"
+    )
 
 
-def write_layout(folder: Path, layers: Sequence[TarLayer], tag: str = TAG) -> None:
-    """An OCI layout folder with one image; the layers' files are linked into it."""
+def digest_of(path: Path) -> str:
+    """The SHA-256 of a file, as documents have it."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def write_layout(folder: Path, layers: Sequence[LayerFile], tag: str = TAG) -> None:
+    """An OCI layout folder with one image; linked where that is possible."""
     blobs = folder / "blobs/sha256"
     blobs.mkdir(parents=True)
 
@@ -134,7 +142,11 @@ def write_layout(folder: Path, layers: Sequence[TarLayer], tag: str = TAG) -> No
         return {"mediaType": f"{OCI}.{kind}", "digest": f"sha256:{encoded}", "size": len(data)}
 
     for layer in layers:
-        os.link(layer.path, blobs / layer.digest.removeprefix("sha256:"))
+        target = blobs / layer.digest.removeprefix("sha256:")
+        try:
+            os.link(layer.path, target)
+        except OSError:  # another file system
+            shutil.copyfile(layer.path, target)
     config = {
         "architecture": "amd64",
         "os": "linux",
@@ -147,9 +159,10 @@ def write_layout(folder: Path, layers: Sequence[TarLayer], tag: str = TAG) -> No
         "config": put(config, "config.v1+json"),
         "layers": [
             {
-                "mediaType": f"{OCI}.layer.v1.tar+gzip",
+                "mediaType": layer.media_type,
                 "digest": layer.digest,
                 "size": layer.size,
+                "annotations": dict(layer.annotations),
             }
             for layer in layers
         ],
@@ -195,7 +208,7 @@ def whiteout(tree: Path, path: str) -> None:
     write(tree / folder / f".wh.{name}")
 
 
-def make_changes(tree: Path, base: TarLayer) -> None:
+def make_changes(tree: Path, base: LayerFile) -> None:
     """The second layer's tree."""
     tree.mkdir()
     names = [f"./{name}" for name in NEW_MODE_FILES]

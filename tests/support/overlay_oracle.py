@@ -39,13 +39,17 @@ def mount(target: Path, *words: str | Path, cwd: Path | None = None) -> Iterator
         run("umount", "--lazy", target)
 
 
+def mount_erofs(image: Path, target: Path) -> contextlib.AbstractContextManager[Path]:
+    """A raw EROFS image, mounted by the kernel as it is."""
+    return mount(target, "-t", "erofs", "-o", "ro,loop", image)
+
+
 @contextlib.contextmanager
 def erofs_overlay(images: Sequence[Path], folder: Path) -> Iterator[Path]:
     """The tree of some raw EROFS images, bottom layer first, each mounted by the kernel."""
     with contextlib.ExitStack() as mounts:
         for number, image in enumerate(images):
-            target = folder / str(number)
-            mounts.enter_context(mount(target, "-t", "erofs", "-o", "ro,loop", image))
+            mounts.enter_context(mount_erofs(image, folder / str(number)))
         yield mounts.enter_context(overlay(folder, len(images)))
 
 
@@ -64,10 +68,7 @@ def tar_overlay(tars: Sequence[Path], folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def overlay(folder: Path, count: int) -> Iterator[Path]:
-    """The folders ``0`` (bottom) to ``count - 1`` as one tree; read only."""
-    if count == 1:
-        yield folder / "0"
-        return
+    """The folders ``0`` (bottom) to ``count - 1``, at least two, as one tree; read only."""
     # Short names, because all of them together must fit into one page.
     lower = ":".join(str(number) for number in reversed(range(count)))
     options = f"ro,lowerdir={lower}"
