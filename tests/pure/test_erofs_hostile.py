@@ -18,7 +18,7 @@ from lazyfs.errors import (
     UnsupportedFeatureError,
 )
 from lazyfs.model import Nid
-from tests.support.erofs_files import ImageFiles, golden_devices
+from tests.support.erofs_files import ImageFiles, golden_devices, sealed
 
 SUPER = ondisk.EROFS_SUPER_OFFSET
 
@@ -45,15 +45,8 @@ class Patched:
         return self.sound.inode_at(path)
 
     def open(self) -> ImageFiles:
-        image = self.devices[0]
-        length = max(1 << image[SUPER + 12], 1024) - (1024 if image[SUPER + 12] > 10 else 0)
-        if image[SUPER + 12] == 9:
-            length = 512
-        image[SUPER + 4 : SUPER + 8] = bytes(4)
-        image[SUPER + 4 : SUPER + 8] = crc32c(bytes(image[SUPER : SUPER + length])).to_bytes(
-            4, "little"
-        )
-        return ImageFiles([bytes(device) for device in self.devices])
+        image, *others = self.devices
+        return ImageFiles([sealed(image), *(bytes(device) for device in others)])
 
 
 def test_the_crc_is_castagnoli() -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import zstandard
 
+from lazyfs.erofs.crc32c import crc32c
 from lazyfs.erofs.image import Image, Inode, open_image
 from lazyfs.errors import LazyfsError, TruncatedRecordError
 from lazyfs.model import Nid
@@ -177,6 +178,16 @@ def _unpacked(path: Path) -> bytes:
     return zstandard.ZstdDecompressor().decompressobj().decompress(path.read_bytes())
 
 
+def sealed(image: bytearray) -> bytes:
+    """The image with the checksum that its superblock should have."""
+    bits = image[1024 + 12]
+    length = (1 << min(bits, 16)) - (1024 if bits > 10 else 0)
+    image[1024 + 4 : 1024 + 8] = bytes(4)
+    checksum = crc32c(bytes(image[1024 : 1024 + length]))
+    image[1024 + 4 : 1024 + 8] = checksum.to_bytes(4, "little")
+    return bytes(image)
+
+
 # --- images through the reader ------------------------------------------------------------------
 
 
@@ -191,11 +202,16 @@ class ImageFiles:
         self, devices: list[bytes], *, flat: bool = False, most_needs: int = 10**9
     ) -> None:
         self.devices = devices
-        self.needs = 0
+        self.asked: list[Need] = []
         self.needed_bytes = 0
         self.derived: dict[tuple[int, ...], bytes] = {}
         self._most_needs = most_needs
         self.image: Image = self.run(open_image(flat=flat))
+
+    @property
+    def needs(self) -> int:
+        """How many requests for bytes there were."""
+        return len(self.asked)
 
     def run(self, steps: Steps[T]) -> T:
         """Run steps, keeping what was derived."""
@@ -227,7 +243,7 @@ class ImageFiles:
     def _read(self, need: Need) -> bytes:
         assert need.offset >= 0, need
         assert 0 < need.length <= 1024 * 1024, need
-        self.needs += 1
+        self.asked.append(need)
         self.needed_bytes += need.length
         if self.needs > self._most_needs:
             raise WorkLimitError
