@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import os
 import platform
-import shutil
 import signal
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from rich.console import Console
 from benchmarks import contenders, images, report, workloads
 from benchmarks.contenders import Contender
 from benchmarks.measure import Sample, Suite, turns
-from benchmarks.system import BenchmarkError, interrupts_ignored, unmount_below
+from benchmarks.system import INTERRUPTS, BenchmarkError, interrupts_deferred, tidy
 from benchmarks.workloads import Workload
 
 MEBI = 1 << 20
@@ -95,9 +94,8 @@ def working_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        with interrupts_ignored():
-            unmount_below(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+        with interrupts_deferred():
+            tidy(folder)
 
 
 @contextlib.contextmanager
@@ -195,7 +193,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("benchmarks: must be run by root", file=sys.stderr)
         return 2
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in INTERRUPTS:
         signal.signal(number, signal.default_int_handler)
     extent = FULL if args.full else QUICK
     if args.rounds:

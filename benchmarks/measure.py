@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.contenders import Contender, State
-from benchmarks.system import drop_caches, run
+from benchmarks.system import drop_caches, interrupts_deferred, run
 from benchmarks.workloads import Target, Workload
 
 WORKLOAD_WITHIN_S = 120
@@ -66,11 +66,11 @@ class Turn:
     def measure(self) -> Iterator[Sample]:
         """Start the contender, do the workload twice, stop it."""
         contender, workload, state = self.contender, self.workload, self.state
-        contender.prepare(state)
-        drop_caches()
-        for command in (*PROGRAMS, *contender.programs):
-            run(*command)
         try:
+            contender.prepare(state)
+            drop_caches()
+            for command in (*PROGRAMS, *contender.programs):
+                run(*command)
             with _watched(contender):
                 start_s, _ = _timed(lambda: contender.start(state))
                 if state not in contender.ready:
@@ -85,7 +85,8 @@ class Turn:
                     seconds, count = _timed(lambda: workload.run(target))
                     yield self._sample(workload.name, WARM, seconds, workload.unit, count)
         finally:
-            contender.stop()
+            with interrupts_deferred():
+                contender.stop()
 
     def _sample(
         self,

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -11,6 +12,8 @@ from pathlib import Path
 
 COMMAND_WITHIN_S = 600
 POLL_EVERY_S = 0.02
+END_WITHIN_S = 10
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
 
@@ -97,14 +100,33 @@ def memory_of(pid: int) -> dict[str, float]:
     return found
 
 
+def processes_naming(folder: Path) -> list[int]:
+    """Processes that have a folder, or what is in it, on their command line."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+    return found
+
+
+def tidy(folder: Path) -> None:
+    """End what still mounts or serves something in a folder, and remove it."""
+    unmount_below(folder)
+    try:
+        wait_until(lambda: not processes_naming(folder), "their end", END_WITHIN_S)
+    except BenchmarkError:
+        for pid in processes_naming(folder):
+            kill(pid)
+    unmount_below(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextlib.contextmanager
-def interrupts_ignored() -> Iterator[None]:
-    """Let tidying up go to its end, however often somebody presses Ctrl-C."""
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in previous:
-        signal.signal(number, signal.SIG_IGN)
+def interrupts_deferred() -> Iterator[None]:
+    """Let Ctrl-C wait until tidying up, by whatever commands, has come to its end."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
     try:
         yield
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
