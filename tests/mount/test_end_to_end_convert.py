@@ -86,7 +86,8 @@ def test_the_layout_is_that_of_containerds_example(tmp_path: Path):
 
 def test_a_hundred_layers(tmp_path: Path):
     """Each layer adds a file and a directory, and takes away or replaces what others made."""
-    layers, wanted = [], {}
+    layers: list[dict[str, bytes]] = []
+    wanted: dict[str, bytes] = {}
     for number in range(LAYERS):
         layer = {
             f"file-{number}": b"%d" % number,

@@ -25,7 +25,7 @@ VERIFY = ("always", "fetch", "off")
 @pytest.fixture(scope="module")
 def below_containerds(tmp_path_factory) -> Path:
     """A layer with what that layer takes away and replaces."""
-    folder = tmp_path_factory.mktemp("below")
+    folder = Path(tmp_path_factory.mktemp("below"))
     for name in ("etc/rm/inside", "etc/kept", "gone/inside", "opq/old", "opq/new"):
         write(folder / "tree" / name, b"old")
     run("mkfs.erofs", folder / "image", folder / "tree")

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import stat
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ from tests.support.converted import ConvertedImage
 from tests.support.counting_proxy import counting_proxy
 from tests.support.layer_blob import take_apart
 from tests.support.lazy_mounts import forget_pages, lazyfs, mounted
-from tests.support.mounting import needs_fuse, public_folder
+from tests.support.mounting import needs_fuse
+from tests.support.nobody import nobody
 from tests.support.registry_server import RegistryServer, running_registry
 from tests.support.trees import Facts, assert_same, look
 
@@ -172,42 +172,23 @@ def test_a_killed_daemon_leaves_a_cache_that_is_used_and_not_believed(
     assert_same(shown, kernel_view)
 
 
-AS_NOBODY = """
+MOUNT_AND_READ = """
 set -eu
-mount --bind "$FOLDER/fuse" /dev/fuse
-as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
-as_nobody "$PYTHON" -m lazyfs mount --mkdir --cache-dir "$HOME/cache" "$IMAGE" "$HOME/mnt"
-trap 'as_nobody "$PYTHON" -m lazyfs umount "$HOME/mnt"' EXIT
-as_nobody sha256sum "$HOME/mnt/odd/contents/large"
-as_nobody stat --format '%u %a' "$HOME/mnt/odd/inodes/owner-65536"
+"$PYTHON" -m lazyfs mount --mkdir --cache-dir cache "$IMAGE" mnt
+trap '"$PYTHON" -m lazyfs umount mnt' EXIT
+sha256sum mnt/odd/contents/large
+stat --format '%u %a' mnt/odd/inodes/owner-65536
 """
 
 
-def test_without_root_from_a_folder(big_image: ConvertedImage, tmp_path: Path):
-    """The user nobody, where /dev/fuse is open to all, as it is on an ordinary machine."""
-    with public_folder() as folder:
-        (folder / "home").mkdir()
-        os.chown(folder / "home", 65534, 65534)
-        os.mknod(folder / "fuse", stat.S_IFCHR | 0o666, os.makedev(10, 229))
-        (folder / "fuse").chmod(0o666)
-        lazyfs("convert", "--quiet", big_image.name, f"oci:{folder}/images:lazy")
-        done = subprocess.run(
-            ["unshare", "-m", "sh", "-c", AS_NOBODY],
-            env={
-                **os.environ,
-                "FOLDER": os.fspath(folder),
-                "HOME": os.fspath(folder / "home"),
-                "XDG_RUNTIME_DIR": os.fspath(folder / "home"),
-                "IMAGE": f"oci:{folder}/images:lazy",
-                "PYTHON": sys.executable,
-            },
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_WITHIN_S,
-            check=False,
-        )
+def test_without_root_from_a_folder(big_image: ConvertedImage):
+    with nobody() as user:
+        name = f"oci:{user.folder}/images:lazy"
+        lazyfs("convert", "--quiet", big_image.name, name)
+        done = user.run("sh", "-c", MOUNT_AND_READ, IMAGE=name, PYTHON=sys.executable)
         assert done.returncode == 0, done.stderr
         digest, _, owner_and_mode = done.stdout.partition(" ")
         assert digest == hashlib.sha256(images.noise(12 << 20)).hexdigest()
         assert owner_and_mode.splitlines()[1] == "65536 644"
-        assert not list((folder / "home/mnt").iterdir())
+        assert not list((user.home / "mnt").iterdir())
+        assert not list((user.home / "lazyfs").iterdir()), "a runtime folder was left"

@@ -333,13 +333,13 @@ def make_contents(folder: Path) -> None:
         write(folder / f"size-{size}", pattern[-size:] if size else b"")
     write(folder / "large", pattern)
     write(folder / "zeros", bytes(3 << 20))
-    holes = {
+    holes: dict[str, tuple[list[tuple[int, bytes]], int]] = {
         "hole-only": ([], 5_000_001),
-        "hole-first": ([(32 << 20, b"at the end")], None),
+        "hole-first": ([(32 << 20, b"at the end")], (32 << 20) + 10),
         "hole-last": ([(0, b"at the start")], 9 << 20),
         "holes-between": (
             [(number * 100_000, b"%d" % number * 5000) for number in range(50)],
-            None,
+            6_000_000,
         ),
     }
     for name, (parts, size) in holes.items():
@@ -347,8 +347,7 @@ def make_contents(folder: Path) -> None:
             for offset, data in parts:
                 file.seek(offset)
                 file.write(data)
-            if size is not None:
-                file.truncate(size)
+            file.truncate(size)
 
 
 def make_xattrs(folder: Path) -> None:

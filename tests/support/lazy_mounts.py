@@ -22,7 +22,7 @@ MAX_ASKING = 500
 def lazyfs(*words: str | Path, check: bool = True) -> "subprocess.CompletedProcess[str]":
     """Run a command; its output is in what a failing test shows."""
     done = subprocess.run(
-        [*PROGRAM, *map(os.fspath, words)],
+        [*PROGRAM, *words],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
