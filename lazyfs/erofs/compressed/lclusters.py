@@ -79,6 +79,8 @@ class LclusterIndex:
             raise UnsupportedFeatureError(f"nid {inode.nid:#x}: clusters of 2^{self._bits} bytes")
         self._base = base
         total = -(-inode.size_bytes >> superblock.block_bits)
+        self._pack_address = -1
+        self._records: list[tuple[int, int]] = []
         self._count_4b = -base % _PACK_ALIGN // 4
         self._count_2b = 0
         if header.advise & ondisk.Z_EROFS_ADVISE_COMPACTED_2B and self._count_4b < total:
@@ -121,7 +123,7 @@ class LclusterIndex:
         if self._is_full:
             lcluster = self._decode_full(data, offset)
         else:
-            lcluster = self._decode_compact(data[offset : offset + span.length], span.number)
+            lcluster = self._decode_compact(span, data[offset : offset + span.length])
         if lcluster.type != NONHEAD and lcluster.start >> self._bits:
             raise self._broken(f"starts at {lcluster.start}")
         return lcluster
@@ -139,18 +141,11 @@ class LclusterIndex:
             return Lcluster(kind, 0, 0, False, 1, ahead, back & ~_CBLKCNT)
         return Lcluster(kind, 0, 0, False, back, ahead, 0)
 
-    def _decode_compact(self, pack: bytes, number: int) -> Lcluster:
-        count = _PACK_2B_COUNT if len(pack) == 2 * _PACK_2B_COUNT else _PACK_4B_COUNT
-        if len(pack) not in (2 * _PACK_2B_COUNT, 4 * _PACK_4B_COUNT):
-            raise self._broken(f"pack of {len(pack)} bytes")
-        low_bits = max(self._bits, _CBLKCNT_BITS)
-        low_mask = (1 << low_bits) - 1
-        record_bits = (len(pack) - _BLOCK_ADDRESS_BYTES) * 8 // count
-        packed = int.from_bytes(pack, "little")
-        records = []
-        for _ in range(count):
-            records.append((packed & low_mask, packed >> low_bits & 3))
-            packed >>= record_bits
+    def _decode_compact(self, span: Span, pack: bytes) -> Lcluster:
+        if span.address != self._pack_address:
+            self._records = self._unpack(pack)
+            self._pack_address = span.address
+        records, number = self._records, span.number
         low, kind = records[number]
         if kind != NONHEAD:
             block = int.from_bytes(pack[-_BLOCK_ADDRESS_BYTES:], "little")
@@ -161,7 +156,7 @@ class LclusterIndex:
             if not self._is_big:
                 raise self._broken("a block count without big pclusters")
             return Lcluster(kind, 0, 0, False, 1, ahead, low & ~_CBLKCNT)
-        if number + 1 == count:
+        if number + 1 == len(records):
             # the last record of a pack tells the distance ahead: go by the one before it
             low, kind_before = records[number - 1]
             if kind_before != NONHEAD:
@@ -170,6 +165,23 @@ class LclusterIndex:
                 low = 1
             low += 1
         return Lcluster(NONHEAD, 0, 0, False, low, ahead, 0)
+
+    def _unpack(self, pack: bytes) -> list[tuple[int, int]]:
+        """The (low bits, type) of each record of a pack."""
+        if len(pack) == 2 * _PACK_2B_COUNT:
+            count = _PACK_2B_COUNT
+        elif len(pack) == 4 * _PACK_4B_COUNT:
+            count = _PACK_4B_COUNT
+        else:
+            raise self._broken(f"pack of {len(pack)} bytes")
+        low_bits = max(self._bits, _CBLKCNT_BITS)
+        low_mask = (1 << low_bits) - 1
+        record_bits = (len(pack) - _BLOCK_ADDRESS_BYTES) * 8 // count
+        packed = int.from_bytes(pack, "little")
+        return [
+            (packed >> shift & low_mask, packed >> shift + low_bits & 3)
+            for shift in range(0, count * record_bits, record_bits)
+        ]
 
     def _blocks_before(self, records: list[tuple[int, int]], number: int) -> int:
         """Blocks of the pack's pclusters before that of record ``number``.
