@@ -53,12 +53,13 @@ class DataMap:
 
         Quick, for directory blocks above all; the range is inside the file.
         """
-        if inode.layout not in _FLAT_LAYOUTS or not self._space.is_single:
+        if inode.layout not in _FLAT_LAYOUTS:
             return None
         run = flat_run(self._superblock, inode, offset, offset + length)
-        if run.length < length or isinstance(run, Hole) or run.device:
+        if isinstance(run, Hole) or run.device or run.length < length:
             return None
-        return run.address
+        address = run.address
+        return address if address + length <= self._space.primary_bytes else None
 
     def runs(self, inode: Inode, offset: int, end: int) -> Steps[list[Run]]:
         """Runs from ``offset``, at least one, up to ``end`` or a limit; inside the file.

@@ -31,7 +31,7 @@ def decode_device_table(superblock: Superblock, table: bytes) -> tuple[DeviceSlo
     """Decode ``superblock.device_count`` slots.
 
     Raises:
-        ImageFormatError: devices overlap in the unified address space.
+        TruncatedRecordError: ``table`` is too short for them.
     """
     wide = superblock.has_incompat(ondisk.EROFS_FEATURE_INCOMPAT_48BIT)
     slots = []
@@ -59,8 +59,6 @@ class AddressSpace:
         """
         self._slots = slots
         self._flat = flat
-        self.is_single = flat or not slots
-        """Addresses of device id 0 are addresses of device 0."""
         self._mask = (1 << len(slots).bit_length()) - 1
         ranges = sorted(
             (slot.unified_address, slot.unified_address + slot.size_bytes, number)
@@ -74,6 +72,9 @@ class AddressSpace:
                 )
         self._ranges = ranges
         self._starts = [start for start, _, _ in ranges]
+        alone = flat or not ranges
+        self.primary_bytes = limits.MAX_ADDRESS if alone else ranges[0][0]
+        """Up to here unified addresses are addresses of device 0."""
 
     def resolve(self, device_id: int, address: int, length: int) -> list[Place]:
         """Where ``length`` bytes lie; more than one place only if they cross a device's edge.
@@ -91,7 +92,7 @@ class AddressSpace:
                 return [Place(device_id, address, length)]
             address += self._slots[device_id - 1].unified_address
             return [Place(0, address, length)]
-        if self.is_single:
+        if address + length <= self.primary_bytes:
             return [Place(0, address, length)]
         return self._split(address, length)
 

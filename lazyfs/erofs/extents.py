@@ -92,7 +92,7 @@ def chunk_runs(
     first: int,
     entries: bytes,
 ) -> list[Run]:
-    """The runs of consecutive chunks, neighbours that lie together merged.
+    """The runs of consecutive chunks, or of the first of them; neighbours are merged.
 
     Args:
         superblock: of the image.
@@ -109,6 +109,8 @@ def chunk_runs(
     chunk_bytes = 1 << chunks.chunk_bits
     offset = first << chunks.chunk_bits
     for position in range(0, len(entries), chunks.entry_bytes):
+        if len(runs) > limits.MAX_MAP_ENTRIES:  # chunks that cross the edges of many devices
+            break
         device_id = 0
         if chunks.entry_bytes == ondisk.EROFS_BLOCK_MAP_ENTRY_SIZE:
             block = int.from_bytes(entries[position : position + 4], "little")
