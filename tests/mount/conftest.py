@@ -31,7 +31,7 @@ def registry(work_folder: Path) -> Iterator[RegistryServer]:
 @pytest.fixture(scope="session")
 def big_image(work_folder: Path, registry: RegistryServer) -> ConvertedImage:
     """The image of three layers: pushed by skopeo as tar, converted in the registry."""
-    layout = images.three_layers()
+    layout = images.three_layers(target=work_folder / "layout")
     return push_and_convert(layout, images.TAG, "debian", registry, work_folder / "raw")
 
 

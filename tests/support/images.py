@@ -46,8 +46,14 @@ class LayerFile:
     annotations: Mapping[str, str] = field(default_factory=dict)
 
 
-def three_layers(cache: Path = CACHE) -> Path:
-    """The OCI layout folder of the image; made anew, but for the Debian layer."""
+def three_layers(cache: Path = CACHE, target: Path | None = None) -> Path:
+    """The OCI layout folder of the image; made anew, but for the Debian layer.
+
+    Args:
+        cache: where the Debian layer is kept.
+        target: the folder to make or replace; one in ``cache`` if nobody else uses that.
+    """
+    target = target or cache / "three-layers"
     base = debian_layer(cache)
     folder = Path(tempfile.mkdtemp(prefix="making-", dir=cache))
     try:
@@ -56,12 +62,11 @@ def three_layers(cache: Path = CACHE) -> Path:
         make_odd_things(odd)
         upper = [pack(tree, folder / f"{tree.name}.tar.gz") for tree in (changes, odd)]
         write_layout(folder / "layout", [base, *upper])
-        layout = cache / "three-layers"
-        shutil.rmtree(layout, ignore_errors=True)
-        (folder / "layout").rename(layout)
+        shutil.rmtree(target, ignore_errors=True)
+        (folder / "layout").rename(target)
     finally:
         shutil.rmtree(folder)
-    return layout
+    return target
 
 
 def debian_layer(cache: Path = CACHE) -> LayerFile:
