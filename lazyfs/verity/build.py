@@ -8,7 +8,7 @@ import hashlib
 from typing import NamedTuple
 
 from lazyfs.verity.geometry import geometry
-from lazyfs.verity.params import VerityParams, block_hasher, encode_superblock
+from lazyfs.verity.params import VerityParams, block_hasher, encode_superblock, hash_blocks
 
 
 class BuiltTree(NamedTuple):
@@ -56,13 +56,7 @@ class HashTreeBuilder:
 
     def hash_blocks(self, data: bytes | bytearray | memoryview) -> bytes:
         """The digests of the blocks of ``data``, joined; the last block may be short."""
-        size = self._draft.data_block_size_bytes
-        view = memoryview(data)
-        whole = len(view) - len(view) % size
-        digests = [self._hash(view[start : start + size]) for start in range(0, whole, size)]
-        if whole < len(view):
-            digests.append(self._hash(bytes(view[whole:]).ljust(size, b"\0")))
-        return b"".join(digests)
+        return hash_blocks(self._hash, self._draft.data_block_size_bytes, data)
 
     def add_digests(self, digests: bytes) -> None:
         """Append the digests of the next data blocks."""
@@ -94,13 +88,13 @@ class HashTreeBuilder:
             levels.append(digests)
             digests = bytearray(self.hash_blocks(digests))
         root_digest = bytes(digests)
-        params = dataclasses.replace(params, uuid=_uuid(params, root_digest))
+        params = dataclasses.replace(params, uuid=tree_uuid(params, root_digest))
         shape = geometry(params)
         head = encode_superblock(params).ljust(shape.tree_block * shape.block_size_bytes, b"\0")
         return BuiltTree(root_digest, b"".join([head, *reversed(levels)]), params)
 
 
-def _uuid(params: VerityParams, root_digest: bytes) -> bytes:
+def tree_uuid(params: VerityParams, root_digest: bytes) -> bytes:
     """A version 8 UUID (RFC 9562) from what the superblock and the root say."""
     seed = encode_superblock(dataclasses.replace(params, uuid=bytes(16))) + root_digest
     raw = bytearray(hashlib.sha256(b"lazyfs dm-verity uuid\0" + seed).digest()[:16])

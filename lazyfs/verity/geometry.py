@@ -7,6 +7,7 @@ top level comes first.
 
 from dataclasses import dataclass
 
+from lazyfs.model import ByteRange
 from lazyfs.verity.ondisk import SUPERBLOCK
 from lazyfs.verity.params import VerityParams
 
@@ -48,6 +49,15 @@ class Geometry:
             if 0 <= index < self.levels[number].blocks:
                 return number, index
         return None
+
+    def digests(self, level: int, first: int, count: int, digest_bytes: int) -> ByteRange:
+        """Where ``level`` keeps the digests of some blocks of the level below, in the payload.
+
+        They lie side by side: digests fill a hash block, for both sizes are powers of two.
+        Level 0 keeps those of data blocks; a tree over a single one has no level.
+        """
+        start = self.levels[level].first_block * self.block_size_bytes
+        return ByteRange(start + first * digest_bytes, count * digest_bytes)
 
 
 def geometry(params: VerityParams) -> Geometry:

@@ -96,6 +96,20 @@ def block_hasher(
     return lambda block: new(b"".join((salt, block))).digest()
 
 
+def hash_blocks(
+    block_hash: Callable[[bytes | memoryview], bytes],
+    block_bytes: int,
+    data: bytes | bytearray | memoryview,
+) -> bytes:
+    """The digests of the blocks of ``data``, joined; a short last block counts as padded."""
+    view = memoryview(data)
+    whole = len(view) - len(view) % block_bytes
+    digests = [block_hash(view[at : at + block_bytes]) for at in range(0, whole, block_bytes)]
+    if whole < len(view):
+        digests.append(block_hash(bytes(view[whole:]).ljust(block_bytes, b"\0")))
+    return b"".join(digests)
+
+
 def decode_superblock(payload: bytes) -> VerityParams:
     """The parameters in a superblock.
 
