@@ -72,7 +72,7 @@ def main() -> None:
             ["tar", "--xattrs", "--format=pax", "--sort=name", "-cf", tar, "-C", source, *members],
             check=True,
         )
-        image.unlink()
+        image = Path(scratch) / "tar-image"
         make_image(tool, tar, image, *FIXED, "--tar=i")
         expected[TAR_IMAGE] = kept(TAR_IMAGE, image, tar)
     text = json.dumps(expected, sort_keys=True).encode()
@@ -86,7 +86,7 @@ def kept(name: str, image: Path, device: Path | None) -> dict[str, dict[str, obj
     loop = ""
     if device:
         (DATA / f"{name}.device.zst").write_bytes(packed(device.read_bytes()))
-        command = ["losetup", "--read-only", "--find", "--show", device]
+        command: list[str | Path] = ["losetup", "--read-only", "--find", "--show", device]
         loop = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
         option += f",device={loop}"
     with tempfile.TemporaryDirectory() as mountpoint:
