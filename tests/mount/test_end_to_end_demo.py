@@ -61,9 +61,14 @@ def test_as_a_plain_user():
 
 
 @pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"]
+    ("moment", "number", "status"),
+    [
+        ("$ lazyfs convert", signal.SIGINT, 130),
+        ("$ lazyfs mount", signal.SIGINT, 130),
+        ("$ lazyfs mount", signal.SIGTERM, 143),
+        ("$ wc", signal.SIGINT, 130),
+    ],
 )
-@pytest.mark.parametrize("moment", ["$ lazyfs convert", "$ lazyfs mount", "$ wc"])
 def test_interrupted(moment: str, number: signal.Signals, status: int, folder: Path):
     process = subprocess.Popen(
         [DEMO],
