@@ -6,7 +6,7 @@ and for each layer its annotations, chunk table, dm-verity parameters and superb
 
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TypeAlias
 
 import trio
@@ -20,10 +20,12 @@ from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.metadata import LayerMetadata, VerityMetadata, fetch_metadata
 from lazyfs.layer.peek import fetch_start
 from lazyfs.layer.source import RegistrySource
-from lazyfs.model import ROOT_NODE, Attributes, ByteRange, NodeId
+from lazyfs.model import ROOT_NODE, Attributes, ByteRange, NodeId, VerifyMode
+from lazyfs.plan import plan_layer
 from lazyfs.resolve import ResolvedImage, resolve_image
-from lazyfs.seekable.annotations import is_erofs_layer, parse_annotations
 from lazyfs.seekable.chunktable import ChunkTable
+from lazyfs.seekable.mediatypes import LayerEncoding, is_erofs_layer
+from lazyfs.seekable.specannotations import UNCOMPRESSED_DIGEST
 from registry.errors import RegistryError
 from registry.interfaces import Access, ImageSource
 from registry.manifest import Descriptor, Index, decode
@@ -70,8 +72,8 @@ async def describe(
             resolved = await resolve_image(source, platform)
             config = await source.fetch_content(resolved.manifest.config, MAX_CONFIG_BYTES)
             layers = [
-                await _layer(number, layer, source, counters, chunks=chunks)
-                for number, layer in enumerate(resolved.manifest.layers, 1)
+                await _layer(number, resolved.manifest.layers, source, counters, chunks=chunks)
+                for number in range(1, len(resolved.manifest.layers) + 1)
             ]
             document = _manifest(resolved) | {
                 "indexes": [await _index(entry, source) for entry in resolved.indexes],
@@ -190,22 +192,30 @@ def _config(raw: bytes) -> Document:
 
 
 def _with_diff_ids(layers: list[Document], raw: bytes) -> list[Document]:
+    """Name each layer's diff ID: of its annotation, else of the configuration."""
     try:
         diff_ids = json.loads(raw)["rootfs"]["diff_ids"]
-        pairs = zip(layers, diff_ids, strict=True)
-        return [layer | {"diff_id": diff_id} for layer, diff_id in pairs]
+        layers = [
+            {**layer, "diff_id": diff_id} for layer, diff_id in zip(layers, diff_ids, strict=True)
+        ]
     except (ValueError, TypeError, KeyError):
-        return layers
+        pass
+    for layer in layers:
+        annotations = layer["annotations"]
+        if isinstance(annotations, dict) and UNCOMPRESSED_DIGEST in annotations:
+            layer["diff_id"] = annotations[UNCOMPRESSED_DIGEST]
+    return layers
 
 
 async def _layer(
     number: int,
-    descriptor: Descriptor,
+    layers: Sequence[Descriptor],
     source: ImageSource,
     counters: LayerCounters,
     *,
     chunks: bool,
 ) -> Document:
+    descriptor = layers[number - 1]
     document: Document = {
         "number": number,
         "digest": str(descriptor.digest),
@@ -214,15 +224,18 @@ async def _layer(
         "annotations": dict(descriptor.annotations),
     }
     try:
-        encoding = is_erofs_layer(descriptor.media_type)
-        if encoding is None:
+        if is_erofs_layer(descriptor.media_type) is None:
             return document
+        following = layers[number] if number < len(layers) else None
+        plan = plan_layer(f"layer {number}", descriptor, following, VerifyMode.OFF)
         blob = RegistrySource(await source.open_blob(descriptor), counters)
-        annotations = parse_annotations(descriptor.annotations)
-        if annotations is not None:
-            metadata = await fetch_metadata(annotations, blob)
+        if plan.pointers is not None:
+            index = None
+            if plan.index is not None:
+                index = RegistrySource(await source.open_blob(plan.index), counters)
+            metadata = await fetch_metadata(plan.pointers, blob, index)
             return document | await _seekable(metadata, blob, chunks=chunks)
-        if encoding.value == "raw":
+        if plan.encoding is LayerEncoding.RAW:
             return document | await _raw(blob)
     except (LazyfsError, RegistryError) as error:
         return document | {"problem": str(error)}
@@ -231,7 +244,7 @@ async def _layer(
 
 async def _seekable(metadata: LayerMetadata, blob: BlobSource, *, chunks: bool) -> Document:
     document: Document = {
-        "chunk_table": _table(metadata.table),
+        "chunk_table": _table(metadata),
         "verity": None if metadata.verity is None else _verity(metadata.verity),
     }
     start = await fetch_start(metadata, blob)
@@ -253,15 +266,19 @@ def _superblock(front: bytes, *, proven: bool) -> Document:
     return {"superblock": describe_superblock(superblock) | {"proven": proven}}
 
 
-def _table(table: ChunkTable) -> Document:
-    frames = sum(table.frame(index).length for index in range(len(table)))
+def _table(metadata: LayerMetadata) -> Document:
+    table = metadata.table
+    stored = sum(table.frame(index).length for index in range(len(table)))
+    lengths = [table.chunk(index).length for index in range(len(table))]
     return {
         "chunks": len(table),
-        "chunk_bytes": table.chunk(0).length if len(table) else 0,
-        "image_bytes": table.image_size_bytes,
-        "compressed_bytes": frames,
-        "ratio": round(table.image_size_bytes / frames, 3) if frames else None,
-        "frame_digests": "sha512" if len(table) and table.digest(0) else None,
+        "chunk_bytes": max(lengths, default=0),
+        "image_bytes": metadata.image_size_bytes,
+        "content_bytes": table.content_size_bytes,
+        "compressed_bytes": stored,
+        "ratio": round(table.content_size_bytes / stored, 3) if stored else None,
+        "frame_digests": table.digest_algorithm,
+        "proven": metadata.table_proven,
     }
 
 
@@ -275,6 +292,7 @@ def _verity(verity: VerityMetadata) -> Document:
         "salt": verity.params.salt.hex(),
         "uuid": verity.params.uuid.hex(),
         "payload_bytes": verity.payload.length,
+        "in_chunks": verity.in_content,
     }
 
 
@@ -286,7 +304,7 @@ def _chunk(table: ChunkTable, index: int) -> Document:
         "image_bytes": chunk.length,
         "blob_offset": frame.offset,
         "frame_bytes": frame.length,
-        "sha512": digest.hex() if digest else None,
+        "digest": f"{table.digest_algorithm}:{digest.hex()}" if digest else None,
     }
 
 

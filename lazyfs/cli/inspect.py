@@ -176,7 +176,7 @@ def _layer_lines(layer: Document) -> list[str]:
         lines.append(f"  problem     {layer['problem']}")
     lines += [
         f"  chunk {chunk['index']:<6} image {chunk['image_offset']}+{chunk['image_bytes']} "
-        f"blob {chunk['blob_offset']}+{chunk['frame_bytes']} sha512:{chunk['sha512']}"
+        f"blob {chunk['blob_offset']}+{chunk['frame_bytes']} {chunk['digest']}"
         for chunk in _objects(layer.get("chunks"))
     ]
     return lines

@@ -9,13 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from lazyfs.errors import ConversionError
-from lazyfs.seekable.annotations import (
-    KEYS,
-    ZSTD_LAYER,
-    SeekableAnnotations,
-    is_erofs_layer,
-    parse_annotations,
-)
+from lazyfs.seekable.annotations import KEYS, SeekableAnnotations, parse_annotations
+from lazyfs.seekable.mediatypes import ZSTD_LAYER, is_erofs_layer
 from registry.digest import Digest
 from registry.errors import ContentError
 from registry.jsondoc import Json, JsonObject, as_object, encode_json, parse_object

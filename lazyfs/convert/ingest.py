@@ -17,7 +17,7 @@ from lazyfs.convert.feed import PIECES_AHEAD, Feed, pump
 from lazyfs.convert.images import Image, copy_image
 from lazyfs.convert.tarstream import Readable
 from lazyfs.errors import ConversionError, DigestMismatchError
-from lazyfs.seekable.annotations import LayerEncoding, is_erofs_layer
+from lazyfs.seekable.mediatypes import LayerEncoding, is_erofs_layer
 from registry.digest import Digest, DigestVerifier
 from registry.interfaces import BlobReader
 from registry.manifest import Descriptor

@@ -13,7 +13,7 @@ from lazyfs.convert.options import ConvertOptions
 from lazyfs.convert.progress import Progress
 from lazyfs.convert.results import LayerOutcome, LayerResult
 from lazyfs.convert.wrapping import wrap_image
-from lazyfs.seekable.annotations import is_erofs_layer
+from lazyfs.seekable.mediatypes import is_erofs_layer
 from registry.digest import Digest
 from registry.interfaces import BlobReader, ImageDestination, ImageSource
 from registry.manifest import Descriptor

@@ -17,10 +17,11 @@ from lazyfs.convert.ordered import map_in_order
 from lazyfs.errors import ConversionError
 from lazyfs.model import ByteRange
 from lazyfs.seekable.annotations import SeekableAnnotations
-from lazyfs.seekable.chunktable import MAX_SKIPPABLE_PAYLOAD, MAX_TABLE_BYTES
+from lazyfs.seekable.chunktable import MAX_TABLE_BYTES
 from lazyfs.seekable.frames import compress_chunk
 from lazyfs.seekable.layout import BlobLayout, VerityPayload
 from lazyfs.seekable.ondisk import HASHED_ENTRY, TABLE_HEADER
+from lazyfs.seekable.skippable import MAX_SKIPPABLE_PAYLOAD
 from lazyfs.verity.build import HashTreeBuilder
 from lazyfs.verity.geometry import geometry
 from lazyfs.verity.params import VerityParams

@@ -13,7 +13,7 @@ import trio
 
 from cache.memo import Memo
 from lazyfs.erofs.image import Entry, Image, Inode, open_image
-from lazyfs.errors import LazyfsError, TruncatedRecordError
+from lazyfs.errors import LazyfsError, PlanError, TruncatedRecordError
 from lazyfs.interfaces import VerifiedReader
 from lazyfs.model import Nid
 from lazyfs.steps import Derive, Need, Request, Steps
@@ -36,7 +36,7 @@ class ErofsLayer:
             derived: shared by the layers of a mount, so that its limit is the mount's.
         """
         self._number = number
-        self._devices = devices
+        self._devices = list(devices)
         self._derived = derived
         self._inodes: OrderedDict[Nid, Inode] = OrderedDict()
         self.image: Image
@@ -48,6 +48,25 @@ class ErofsLayer:
             ImageFormatError, VerificationError, SourceUnavailableError.
         """
         self.image = await self.run(open_image(flat=flat))
+
+    def attach(self, devices: Sequence[VerifiedReader]) -> None:
+        """Give an opened image its extra devices, in the order of its table.
+
+        Raises:
+            PlanError: there are fewer than the image has, or one is too small.
+        """
+        self._devices += devices
+        for number, slot in enumerate(self.image.devices, 1):
+            if number >= len(self._devices):
+                raise PlanError(
+                    f"the image has data on {len(self.image.devices)} more devices, "
+                    f"{len(self._devices) - 1} are there"
+                )
+            size = self._devices[number].size_bytes
+            if size <= slot.size_bytes - self.image.superblock.block_bytes:  # the last may be short
+                raise PlanError(
+                    f"device {number} has {size} bytes, the image uses {slot.size_bytes}"
+                )
 
     async def inode(self, nid: Nid) -> Inode:
         """The decoded inode."""

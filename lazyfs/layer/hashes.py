@@ -1,14 +1,16 @@
 """The dm-verity tree of a layer, fetched in pieces as reads need it.
 
-The hash blocks lie uncompressed in the blob. They are fetched in aligned pieces, kept in
-the store like chunks (so that a second daemon needs no network for them), and proven
-against the root digest whenever they are taken from there: the store is not trusted.
+The hash blocks lie uncompressed in the blob, or behind the image in the chunks, as the layout
+has it. They are fetched in aligned pieces or in their chunks, kept in the store (so that a
+second daemon needs no network for them), and proven against the root digest whenever they are
+taken from there: the store is not trusted.
 """
 
 import logging
 
 from cache.key import ChunkKey
 from lazyfs.errors import HashBlockMismatchError
+from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.fetcher import Piece, PieceFetcher
 from lazyfs.layer.metadata import VerityMetadata
@@ -26,11 +28,12 @@ class HashPieces:
     def __init__(
         self,
         verity: VerityMetadata,
+        chunks: Chunks,
         fetcher: PieceFetcher,
         counters: LayerCounters,
         name: str,
     ) -> None:
-        """Take hash blocks from where ``verity`` says.
+        """Take hash blocks from where ``verity`` says: ``chunks`` or the blob itself.
 
         Raises:
             HashBlockMismatchError: the top of the tree does not have the root digest.
@@ -38,6 +41,7 @@ class HashPieces:
         self.tree = verity.tree()
         self._root_hex = verity.root_digest.hex()
         self._payload = verity.payload
+        self._chunks = chunks if verity.in_content else None
         self._fetcher = fetcher
         self._counters = counters
         self._name = name
@@ -47,7 +51,9 @@ class HashPieces:
         """Begin to fetch the hash blocks that those data blocks will need, if any."""
         missing = self.tree.missing(first_block, count)
         if missing:
-            self._fetcher.want(self._piece(number) for number in self._numbers(missing))
+            self._fetcher.want(
+                piece for number in self._numbers(missing) for piece, _, _ in self._places(number)
+            )
 
     async def ensure(self, first_block: int, count: int) -> None:
         """Have every hash block in the tree that those data blocks need.
@@ -66,12 +72,12 @@ class HashPieces:
                     await self._add(number)
                 except HashBlockMismatchError as error:
                     self._counters.verification_failures += 1
-                    piece = self._piece(number)
+                    places = self._places(number)
                     log.error(
                         "%s: %s at byte %d of the blob: %s",
                         self._name,
-                        piece.what,
-                        piece.where.offset,
+                        places[0][0].what,
+                        places[0][0].where.offset,
                         error,
                     )
                     if number in refetched:
@@ -79,13 +85,13 @@ class HashPieces:
                         raise
                     # From a rotten store or a bad answer: once more, from the registry.
                     refetched.add(number)
-                    await self._fetcher.discard(piece)
+                    for piece, _, _ in places:
+                        await self._fetcher.discard(piece)
                     break
 
     async def _add(self, number: int) -> None:
-        where = self._where(number)
-        (data,) = await self._fetcher.read([(self._piece(number), 0, where.length)])
-        self.tree.add(where, data)
+        data = b"".join(await self._fetcher.read(self._places(number)))
+        self.tree.add(self._where(number), data)
 
     def _numbers(self, missing: list[ByteRange]) -> list[int]:
         """The pieces over some ranges of the payload, those of upper levels first."""
@@ -99,14 +105,14 @@ class HashPieces:
         start = number * self._piece_bytes
         return ByteRange(start, min(self._piece_bytes, self.tree.payload_size_bytes - start))
 
-    def _piece(self, number: int) -> Piece:
+    def _places(self, number: int) -> list[tuple[Piece, int, int]]:
+        """Where a unit of the payload is stored: pieces, with offset and length in each."""
         where = self._where(number)
-        return Piece(
-            ChunkKey(self.tree.params.algorithm, self._root_hex, f"tree-{number}"),
-            ByteRange(self._payload.offset + where.offset, where.length),
-            f"hash blocks {number}",
-            _as_it_is,
-        )
+        in_whole = ByteRange(self._payload.offset + where.offset, where.length)
+        if self._chunks is not None:
+            return self._chunks.over(*in_whole)
+        key = ChunkKey(self.tree.params.algorithm, self._root_hex, f"tree-{number}")
+        return [(Piece(key, in_whole, f"hash blocks {number}", _as_it_is), 0, where.length)]
 
 
 def _as_it_is(data: bytes) -> bytes:

@@ -1,7 +1,8 @@
-"""The chunk table and the dm-verity superblock of a seekable blob, by one range request.
+"""The chunk table and the dm-verity superblock of a layer, by one or two range requests.
 
-They lie side by side at the end of the blob, the top of the hash tree behind them, so that
-one request brings all that mounting needs.
+In containerd's layout they lie side by side behind the chunks, the top of the hash tree behind
+them, so that one request brings all that mounting needs. In that of the EROFS image
+specification the tree is in the chunks, so its superblock costs a second one.
 """
 
 from dataclasses import dataclass
@@ -9,15 +10,12 @@ from dataclasses import dataclass
 from lazyfs.errors import ImageFormatError
 from lazyfs.interfaces import BlobSource
 from lazyfs.model import ByteRange
-from lazyfs.seekable.annotations import SeekableAnnotations
-from lazyfs.seekable.chunktable import (
-    MAX_TABLE_BYTES,
-    ChunkTable,
-    check_chunk_digest,
-    decode_skippable_header,
-    decode_table,
-)
+from lazyfs.seekable.chunktable import MAX_TABLE_BYTES, ChunkTable, plain_table
 from lazyfs.seekable.ondisk import SKIPPABLE_HEADER
+from lazyfs.seekable.pointers import Pointers, TablePointer, TreePointer
+from lazyfs.seekable.skippable import decode_skippable_header
+from lazyfs.seekable.tables import check_table_digest, decode_table
+from lazyfs.verity.ondisk import SUPERBLOCK
 from lazyfs.verity.params import VerityParams, decode_superblock
 from lazyfs.verity.trusted import TrustedHashTree
 
@@ -29,12 +27,14 @@ _HEADER = SKIPPABLE_HEADER.size_bytes
 
 @dataclass(frozen=True, slots=True)
 class VerityMetadata:
-    """The dm-verity tree of a blob, of which nothing is proven yet but its root digest."""
+    """The dm-verity tree of a layer, of which nothing is proven yet but its root digest."""
 
     params: VerityParams
     root_digest: bytes
     payload: ByteRange
-    """Superblock and tree, in the blob."""
+    """Superblock and tree: in the content if ``in_content``, else in the blob.
+    ``fetch_hash_blocks`` reads it wherever it is."""
+    in_content: bool
     head: bytes
     """The beginning of the payload, unproven."""
 
@@ -55,51 +55,154 @@ class VerityMetadata:
 
 @dataclass(frozen=True, slots=True)
 class LayerMetadata:
-    """What the end of a seekable blob says."""
+    """How a layer is read in parts, and what proves them; the same for every layout."""
 
     table: ChunkTable
-    """Proven by the annotations."""
+    """Over the content: the image, with the tree behind it if ``verity.in_content``."""
+    table_proven: bool
+    """Whether the manifest has a digest for the table; without one only the tree proves."""
+    image_size_bytes: int
+    """Length of the EROFS image, with which the content begins."""
     verity: VerityMetadata | None
 
+    @property
+    def chunks_proven(self) -> bool:
+        """Whether the digests of chunks prove them, without the tree."""
+        return self.table_proven and bool(self.table.digest_size_bytes or not len(self.table))
 
-async def fetch_metadata(annotations: SeekableAnnotations, source: BlobSource) -> LayerMetadata:
+
+async def fetch_metadata(
+    pointers: Pointers, source: BlobSource, index: BlobSource | None = None
+) -> LayerMetadata:
     """Fetch and check chunk table and dm-verity superblock.
 
+    Args:
+        pointers: what the manifest says.
+        source: the layer's blob.
+        index: the blob that the table lies in, if it is another one.
+
     Raises:
-        DigestMismatchError: the table is not the one that the annotations promise.
+        DigestMismatchError: the table is not the one that the manifest promises.
+        UnsupportedFeatureError: the table has a form that lazyfs does not know.
         ImageFormatError, PlanError: the metadata break the format or do not fit each other.
         SourceUnavailableError: they cannot be had.
     """
-    space = annotations.table_space(source.size_bytes)
-    verity = annotations.verity_space(source.size_bytes)
-    if space.length > MAX_TABLE_BYTES + _HEADER:
-        raise ImageFormatError(f"{space.length} bytes where a chunk table should be")
-    head_bytes = 0 if verity is None else min(verity.length, _HEADER + HEAD_BYTES)
-    data = await source.fetch(ByteRange(space.offset, space.length + head_bytes))
-    length = _payload_length("chunk table", data, space)
-    table_payload = data[_HEADER : _HEADER + length]
-    check_chunk_digest(table_payload, annotations.chunk_digest)
-    table = decode_table(table_payload, table_offset=annotations.chunk_table_offset)
-    if verity is None or annotations.root_digest is None:
-        return LayerMetadata(table, None)
-    head = data[space.length :]
-    return LayerMetadata(table, _verity(annotations.root_digest, verity, head, table))
+    pointer, tree = pointers.table, pointers.tree
+    if pointer is None:
+        table, behind = plain_table(pointers.chunks_end), b""
+    else:
+        beside = tree is not None and not tree.in_content and index is None
+        data = await _fetch_table(pointer, index or source, along=HEAD_BYTES if beside else 0)
+        table = _decode(pointer, data[: pointer.where.length], pointers)
+        behind = data[pointer.where.length :]
+    size = table.content_size_bytes
+    verity: VerityMetadata | None = None
+    if tree is not None and tree.in_content:
+        size = tree.offset
+        verity = await _tree_in_content(tree, table, source)
+    elif tree is not None:
+        verity = _tree_in_blob(tree, behind, source.size_bytes, size)
+    proven = pointer is not None and pointer.digest is not None
+    return LayerMetadata(table, proven, size, verity)
 
 
-def _verity(root_digest: bytes, space: ByteRange, head: bytes, table: ChunkTable) -> VerityMetadata:
-    length = _payload_length("dm-verity tree", head, space)
-    payload = ByteRange(space.offset + _HEADER, length)
-    head = head[_HEADER : _HEADER + length]
+async def fetch_hash_blocks(metadata: LayerMetadata, where: ByteRange, source: BlobSource) -> bytes:
+    """Unproven bytes of the dm-verity payload, wherever it lies.
+
+    Args:
+        metadata: of the layer; it has a tree.
+        where: relative to the start of the payload.
+        source: the layer's blob.
+
+    Raises:
+        DigestMismatchError, ImageFormatError: a chunk that holds them is broken.
+        SourceUnavailableError: they cannot be had.
+    """
+    if metadata.verity is None:
+        raise AssertionError("the layer has no dm-verity tree")
+    place = ByteRange(metadata.verity.payload.offset + where.offset, where.length)
+    if metadata.verity.in_content:
+        return await fetch_content(metadata.table, place, source)
+    return await source.fetch(place)
+
+
+async def fetch_content(table: ChunkTable, where: ByteRange, source: BlobSource) -> bytes:
+    """A few bytes of the content, by way of the chunks that hold them.
+
+    Raises:
+        DigestMismatchError, ImageFormatError: a chunk is broken.
+        SourceUnavailableError: a chunk cannot be had.
+    """
+    if not table.compressed and not table.digest_size_bytes:
+        return await source.fetch(where)
+    parts = []
+    for index, part in table.parts(where):
+        stored = await source.fetch(table.frame(index))
+        table.verify(index, stored)
+        parts.append(table.decode(index, stored)[part.offset : part.end])
+    return b"".join(parts)
+
+
+async def _fetch_table(pointer: TablePointer, source: BlobSource, along: int) -> bytes:
+    """The table with its header, and up to ``along`` bytes behind its space."""
+    if pointer.where.length > MAX_TABLE_BYTES + _HEADER:
+        raise ImageFormatError(f"{pointer.where.length} bytes where a chunk table should be")
+    along = min(along + _HEADER, source.size_bytes - pointer.where.end) if along else 0
+    return await source.fetch(ByteRange(pointer.where.offset, pointer.where.length + along))
+
+
+def _decode(pointer: TablePointer, data: bytes, pointers: Pointers) -> ChunkTable:
+    if pointer.framed:
+        length = _payload_length("chunk table", data, pointer.where)
+        data = data[_HEADER : _HEADER + length]
+    if pointer.digest is not None:
+        check_table_digest(data, pointer.digest)
+    return decode_table(data, chunks_end=pointers.chunks_end, compressed=pointers.compressed)
+
+
+async def _tree_in_content(
+    tree: TreePointer, table: ChunkTable, source: BlobSource
+) -> VerityMetadata:
+    """Find the superblock behind the image; the chunk that begins with it may hold more."""
+    size = table.content_size_bytes
+    if tree.offset + SUPERBLOCK.size_bytes > size:
+        raise ImageFormatError(f"dm-verity tree at {tree.offset} of {size} bytes")
+    chunk = table.chunk(table.index_at(tree.offset))
+    room = min(HEAD_BYTES, max(SUPERBLOCK.size_bytes, chunk.end - tree.offset))
+    head = await fetch_content(table, ByteRange(tree.offset, room), source)
+    return _verity(tree, ByteRange(tree.offset, size - tree.offset), head, tree.offset)
+
+
+def _tree_in_blob(
+    tree: TreePointer, frame: bytes, blob_size_bytes: int, image_size_bytes: int
+) -> VerityMetadata:
+    """Take the beginning of the tree's frame."""
+    space = ByteRange(tree.offset, blob_size_bytes - tree.offset)
+    length = _payload_length("dm-verity tree", frame, space)
+    payload = ByteRange(tree.offset + _HEADER, length)
+    return _verity(tree, payload, frame[_HEADER : _HEADER + length], image_size_bytes)
+
+
+def _verity(
+    tree: TreePointer, payload: ByteRange, head: bytes, image_size_bytes: int
+) -> VerityMetadata:
     params = decode_superblock(head)
-    blocks = -(-table.image_size_bytes // params.data_block_size_bytes)
-    if params.data_blocks != blocks:
+    if tree.block_size_bytes not in (None, params.data_block_size_bytes):
         raise ImageFormatError(
-            f"dm-verity tree over {params.data_blocks} blocks, the image has {blocks}"
+            f"dm-verity tree with blocks of {params.data_block_size_bytes} bytes, promised were "
+            f"{tree.block_size_bytes}"
         )
-    needed = TrustedHashTree(params, root_digest).payload_size_bytes
-    if params.data_blocks > 1 and needed > length:
-        raise ImageFormatError(f"dm-verity payload of {length} bytes, the tree needs {needed}")
-    return VerityMetadata(params, root_digest, payload, head)
+    if tree.in_content and tree.offset % params.hash_block_size_bytes:
+        raise ImageFormatError(
+            f"dm-verity tree at {tree.offset}, with hash blocks of {params.hash_block_size_bytes}"
+        )
+    params.check_covers(image_size_bytes)
+    needed = TrustedHashTree(params, tree.root_digest).payload_size_bytes
+    if params.data_blocks > 1 and needed > payload.length:
+        raise ImageFormatError(
+            f"dm-verity payload of {payload.length} bytes, the tree needs {needed}"
+        )
+    return VerityMetadata(params, tree.root_digest, payload, tree.in_content, head)
 
 
 def _payload_length(what: str, frame: bytes, space: ByteRange) -> int:

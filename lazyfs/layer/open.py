@@ -2,20 +2,22 @@
 
 import dataclasses
 
-from lazyfs.errors import ImageFormatError, LazyfsError
+from lazyfs.errors import LazyfsError, UnsupportedFeatureError
 from lazyfs.interfaces import BlobSource
+from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.fetcher import Engine, PieceFetcher
 from lazyfs.layer.hashes import HashPieces
-from lazyfs.layer.metadata import fetch_metadata
+from lazyfs.layer.metadata import LayerMetadata, fetch_metadata
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.layer.raw import RawLayer
-from lazyfs.layer.seekable import Chunks, FrameLayer, StoredLayer, VerityLayer
+from lazyfs.layer.seekable import FrameLayer, StoredLayer, VerityLayer
 from lazyfs.layer.whole import open_whole
 from lazyfs.model import VerifyMode
 from lazyfs.plan import LayerMode, LayerPlan
-from lazyfs.seekable.annotations import SeekableAnnotations
+
+_ALGORITHM_NAMES = {"sha512": "SHA-512", "sha256": "SHA-256", None: "nothing"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -45,58 +47,91 @@ class OpenLayer:
 
 
 async def open_layer(
-    plan: LayerPlan, source: BlobSource, counters: LayerCounters, context: LayerContext
+    plan: LayerPlan,
+    source: BlobSource,
+    index: BlobSource | None,
+    counters: LayerCounters,
+    context: LayerContext,
 ) -> OpenLayer:
-    """Open one layer.
+    """Open one layer, or one blob that belongs to a layer.
+
+    Args:
+        plan: how.
+        source: its blob.
+        index: the blob of ``plan.index``.
+        counters: of the layer.
+        context: of the mount.
 
     Raises:
         LazyfsError: of the kind that happened, naming the layer: its metadata are not what the
             manifest promises, break the format, or cannot be had.
     """
     try:
-        if plan.mode is LayerMode.SEEKABLE and plan.annotations is not None:
-            return await _open_seekable(plan, plan.annotations, source, counters, context)
         if plan.mode is LayerMode.RAW:
             raw = RawLayer(context.number, source, context.pages, counters)
             return OpenLayer(raw, plan.mode, True, plan.why, "nothing", None)
+        why = plan.why
+        if plan.pointers is not None:
+            try:
+                metadata = await fetch_metadata(plan.pointers, source, index)
+                return _open_seekable(plan, metadata, source, counters, context)
+            except UnsupportedFeatureError as error:
+                why = f"fetched whole: {error}"
         whole = await open_whole(
             plan, source, counters, context.engine, context.pages, context.number
         )
         proof = f"{plan.descriptor.digest.algorithm} of the whole blob"
-        return OpenLayer(whole, LayerMode.WHOLE, False, plan.why, proof, None)
+        return OpenLayer(whole, LayerMode.WHOLE, False, why, proof, None)
     except LazyfsError as error:
         raise type(error)(f"{context.name}: {error}") from error
 
 
-async def _open_seekable(
+def _open_seekable(
     plan: LayerPlan,
-    annotations: SeekableAnnotations,
+    metadata: LayerMetadata,
     source: BlobSource,
     counters: LayerCounters,
     context: LayerContext,
 ) -> OpenLayer:
-    metadata = await fetch_metadata(annotations, source)
-    table = metadata.table
+    """Choose the reader by what can prove the chunks.
+
+    Raises:
+        UnsupportedFeatureError: nothing can.
+        ImageFormatError, HashBlockMismatchError: the tree is broken.
+    """
+    verify, verity = context.verify, metadata.verity
     fetcher = PieceFetcher(context.engine, source, counters, context.name)
-    digest = str(plan.descriptor.digest)
-    verify = context.verify
     common = (fetcher, context.pages, counters)
-    if verify is VerifyMode.ALWAYS and metadata.verity is not None:
-        hashes = HashPieces(metadata.verity, fetcher, counters, context.name)
-        chunks = Chunks(table, digest, "data", verify=True)
-        reader: PagedReader = VerityLayer(context.number, chunks, *common, hashes, context.name)
-        algorithm = metadata.verity.params.algorithm
-        proof = f"SHA-512 of each frame, dm-verity ({algorithm}) of each block"
-    elif verify is not VerifyMode.OFF and len(table) and table.digest(0) is None:
-        raise ImageFormatError("neither chunk table nor dm-verity tree can prove the chunks")
+    checks = f"{_ALGORITHM_NAMES[metadata.table.digest_algorithm]} of each frame"
+
+    def chunks_as(form: str, *, checked: bool = True) -> Chunks:
+        digest = str(plan.descriptor.digest)
+        return Chunks(metadata.table, metadata.image_size_bytes, digest, form, verify=checked)
+
+    reader: PagedReader
+    if verify is VerifyMode.OFF:
+        chunks = chunks_as("data", checked=False)
+        reader = StoredLayer(context.number, chunks, *common)
+        proof = "nothing"
+    elif verity is not None and (verify is VerifyMode.ALWAYS or not metadata.chunks_proven):
+        chunks = chunks_as("data")
+        hashes = HashPieces(verity, chunks, fetcher, counters, context.name)
+        reader = VerityLayer(context.number, chunks, *common, hashes, context.name)
+        proof = f"dm-verity ({verity.params.algorithm}) of each block"
+        if metadata.chunks_proven:
+            proof = f"{checks}, {proof}"
+    elif not metadata.chunks_proven:
+        raise UnsupportedFeatureError(
+            "neither the chunk table nor a dm-verity tree can prove the chunks"
+        )
     elif verify is VerifyMode.ALWAYS:
-        chunks = Chunks(table, digest, "frame", verify=True)
+        chunks = chunks_as("frame")
         workers = context.engine.workers
         reader = FrameLayer(context.number, chunks, *common, workers, context.name)
-        proof = "SHA-512 of each frame"
-        counters.notes.append("no dm-verity tree: checked by the SHA-512 of its frames only")
+        proof = checks
+        counters.notes.append(f"no dm-verity tree: checked by the {checks} only")
     else:
-        chunks = Chunks(table, digest, "data", verify=verify is VerifyMode.FETCH)
+        chunks = chunks_as("data")
         reader = StoredLayer(context.number, chunks, *common)
-        proof = "SHA-512 of each frame on arrival" if verify is VerifyMode.FETCH else "nothing"
+        proof = f"{checks} on arrival"
     return OpenLayer(reader, plan.mode, True, plan.why, proof, chunks)

@@ -12,7 +12,7 @@ import zstandard
 
 from lazyfs.errors import ImageFormatError
 from lazyfs.interfaces import BlobSource
-from lazyfs.layer.metadata import LayerMetadata, VerityMetadata
+from lazyfs.layer.metadata import LayerMetadata, VerityMetadata, fetch_hash_blocks
 from lazyfs.model import ByteRange
 from lazyfs.seekable.frames import MAX_WINDOW_BYTES
 
@@ -43,15 +43,18 @@ async def fetch_start(metadata: LayerMetadata, source: BlobSource) -> ImageStart
     if not len(metadata.table):
         return ImageStart(b"", proven=False)
     frame = metadata.table.frame(0)
-    front = await source.fetch(ByteRange(frame.offset, min(frame.length, FRAME_BYTES)))
-    length = min(metadata.table.chunk(0).length, IMAGE_BYTES)
-    data = _decode(front, length)
+    length = min(metadata.table.chunk(0).length, metadata.image_size_bytes, IMAGE_BYTES)
+    if metadata.table.compressed:
+        front = await source.fetch(ByteRange(frame.offset, min(frame.length, FRAME_BYTES)))
+        data = _decode(front, length)
+    else:
+        data = await source.fetch(ByteRange(frame.offset, length))
     if metadata.verity is None:
         return ImageStart(data, proven=False)
     block = metadata.verity.params.data_block_size_bytes
-    whole = len(data) == metadata.table.image_size_bytes
+    whole = len(data) == metadata.image_size_bytes
     data = data if whole else data[: len(data) - len(data) % block]
-    await _prove(metadata.verity, data, source)
+    await _prove(metadata, metadata.verity, data, source)
     return ImageStart(data, proven=True)
 
 
@@ -64,11 +67,12 @@ def _decode(front: bytes, length: int) -> bytes:
         raise ImageFormatError(f"first chunk frame: {error}") from error
 
 
-async def _prove(verity: VerityMetadata, data: bytes, source: BlobSource) -> None:
+async def _prove(
+    metadata: LayerMetadata, verity: VerityMetadata, data: bytes, source: BlobSource
+) -> None:
     tree = verity.tree()
     count = -(-len(data) // verity.params.data_block_size_bytes)
     while missing := tree.missing(0, count):
         for where in missing:
-            blob_range = ByteRange(verity.payload.offset + where.offset, where.length)
-            tree.add(where, await source.fetch(blob_range))
+            tree.add(where, await fetch_hash_blocks(metadata, where, source))
     tree.verify(0, data)

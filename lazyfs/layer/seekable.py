@@ -10,78 +10,25 @@ Two proofs, each with a form of storage that can be proven again without the net
 So the disk is never trusted. ``--verify=fetch`` and ``off`` trust it (``StoredLayer``).
 """
 
-import hashlib
 import logging
 from functools import partial
 
 import trio
 
-from cache.key import ChunkKey
 from cache.memo import Memo
 from lazyfs.errors import DataBlockMismatchError, VerificationError
+from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.fetcher import Piece, PieceFetcher
 from lazyfs.layer.hashes import HashPieces
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.model import ByteRange
-from lazyfs.seekable.chunktable import ChunkTable
-from lazyfs.seekable.frames import decompress_chunk, verify_frame
 
 DECODED_LIMIT_BYTES = 32 << 20
 """Decompressed chunks that a ``FrameLayer`` remembers (at least one)."""
 
 log = logging.getLogger(__name__)
-
-
-class Chunks:
-    """The chunks of one blob as pieces to fetch."""
-
-    def __init__(self, table: ChunkTable, blob_digest: str, form: str, *, verify: bool) -> None:
-        """Describe the chunks of a table.
-
-        Args:
-            table: already proven.
-            blob_digest: names the chunks of a table without digests.
-            form: ``data``: store them decompressed; ``frame``: as they come.
-            verify: whether frames are checked on arrival. Unverified chunks are stored
-                under another form, so that no other mount takes them for verified ones.
-        """
-        self.table = table
-        self._blob_digest = blob_digest
-        self._form = form if verify else f"unverified{form}"
-        self._decompress = form == "data"
-        self._verify = verify
-
-    def piece(self, index: int) -> Piece:
-        """The chunk as the fetcher wants it."""
-        digest = self.table.digest(index)
-        length = self.table.chunk(index).length
-        if digest is None:
-            name = hashlib.sha256(f"{self._blob_digest} chunk {index}".encode()).hexdigest()
-            key = ChunkKey("sha256", name, self._form)
-        else:
-            key = ChunkKey("sha512", digest.hex(), self._form)
-        checked = digest if self._verify else None
-
-        def take_in(frame: bytes) -> bytes:
-            if checked is not None:
-                verify_frame(frame, checked)
-            return decompress_chunk(frame, length) if self._decompress else frame
-
-        return Piece(key, self.table.frame(index), f"chunk {index}", take_in)
-
-    def over(self, offset: int, length: int) -> list[tuple[int, int, int]]:
-        """The chunks under a range of the image: index, offset in the chunk, length."""
-        parts = []
-        end = offset + length
-        while offset < end:
-            index = self.table.index_at(offset)
-            chunk = self.table.chunk(index)
-            part = min(end, chunk.end) - offset
-            parts.append((index, offset - chunk.offset, part))
-            offset += part
-        return parts
 
 
 class StoredLayer(PagedReader):
@@ -96,17 +43,13 @@ class StoredLayer(PagedReader):
         counters: LayerCounters,
     ) -> None:
         """Read the chunks that ``fetcher`` brings."""
-        super().__init__(number, chunks.table.image_size_bytes, pages, counters)
+        super().__init__(number, chunks.image_size_bytes, pages, counters)
         self._chunks = chunks
         self._fetcher = fetcher
 
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Bytes of the image, as the store has them."""
-        wanted = [
-            (self._chunks.piece(index), start, part)
-            for index, start, part in self._chunks.over(offset, length)
-        ]
-        return b"".join(await self._fetcher.read(wanted))
+        return b"".join(await self._fetcher.read(self._chunks.over(offset, length)))
 
 
 class VerityLayer(StoredLayer):
@@ -143,7 +86,7 @@ class VerityLayer(StoredLayer):
         except DataBlockMismatchError as error:
             # The store has rotted (or was tampered with): once more, from the registry.
             self.counters.verification_failures += 1
-            pieces = [self._chunks.piece(index) for index, _, _ in self._chunks.over(*span)]
+            pieces = [piece for piece, _, _ in self._chunks.over(*span)]
             what = ", ".join(piece.what for piece in pieces)
             log.error("%s: %s: rotten in the cache, fetched again: %s", self._name, what, error)
             for piece in pieces:
@@ -181,7 +124,7 @@ class FrameLayer(PagedReader):
         name: str,
     ) -> None:
         """Prove what ``fetcher`` brings by the digests of the chunk table."""
-        super().__init__(number, chunks.table.image_size_bytes, pages, counters)
+        super().__init__(number, chunks.image_size_bytes, pages, counters)
         self._chunks = chunks
         self._fetcher = fetcher
         self._workers = workers
@@ -190,13 +133,13 @@ class FrameLayer(PagedReader):
 
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Bytes of the image, out of frames that have their SHA-512."""
-        parts = self._chunks.over(offset, length)
-        undecoded = [index for index, _, _ in parts if self._decoded.get(index) is None]
+        parts = self._chunks.table.parts(ByteRange(offset, length))
+        undecoded = [index for index, _ in parts if self._decoded.get(index) is None]
         self._fetcher.want(self._chunks.piece(index) for index in undecoded)
         data = []
-        for index, start, part in parts:
+        for index, part in parts:
             chunk = await self._decoded.get_or_make(index, partial(self._decode, index))
-            data.append(chunk[start : start + part])
+            data.append(chunk[part.offset : part.end])
         return b"".join(data)
 
     async def _decode(self, index: int) -> bytes:
@@ -212,14 +155,11 @@ class FrameLayer(PagedReader):
         return await self._proven(index, piece)
 
     async def _proven(self, index: int, piece: Piece) -> bytes:
-        digest = self._chunks.table.digest(index)
-        length = self._chunks.table.chunk(index).length
+        table = self._chunks.table
         (frame,) = await self._fetcher.read([(piece, 0, piece.where.length)])
 
         def decode() -> bytes:
-            if digest is None:
-                raise AssertionError("a chunk without a digest cannot be proven by it")
-            verify_frame(frame, digest)
-            return decompress_chunk(frame, length)
+            table.verify(index, frame)
+            return table.decode(index, frame)
 
         return await trio.to_thread.run_sync(decode, limiter=self._workers)

@@ -6,7 +6,9 @@ chunks lie in the store like any other, are checked against the notes when they 
 back, and are fetched again if the store has lost them.
 """
 
+import gzip
 import hashlib
+import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import IO, Protocol, cast
@@ -26,8 +28,9 @@ from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.model import ByteRange
 from lazyfs.plan import LayerPlan
-from lazyfs.seekable.annotations import LayerEncoding
 from lazyfs.seekable.frames import MAX_WINDOW_BYTES
+from lazyfs.seekable.mediatypes import LayerEncoding
+from registry.digest import Digest
 
 CHUNK_BYTES = 1 << 20
 DECODED_LIMIT_BYTES = 16 << 20
@@ -83,11 +86,14 @@ class WholeLayer(PagedReader):
         Raises:
             DigestMismatchError, ImageFormatError, SourceUnavailableError.
         """
-        wanted = self._plan.descriptor.digest
+        wanted, diff_id = self._plan.descriptor.digest, self._plan.diff_id
         hasher = hashlib.new(wanted.algorithm)
+        decoded = None if diff_id is None else hashlib.new(diff_id.algorithm)
 
         async def keep(index: int, chunk: bytes) -> None:
             digest = await trio.to_thread.run_sync(_sha512, chunk)
+            if decoded is not None:
+                await trio.to_thread.run_sync(decoded.update, chunk)
             self._digests.append(digest)
             self.size_bytes += len(chunk)
             if self.size_bytes > MAX_IMAGE_BYTES:
@@ -95,11 +101,16 @@ class WholeLayer(PagedReader):
             await self._store(digest, chunk)
 
         await self._pass(0, keep, hasher.update)
-        if hasher.hexdigest() != wanted.encoded:
+        self._check("blob", wanted, hasher.hexdigest())
+        if diff_id is not None and decoded is not None:
+            self._check("content of the blob", diff_id, decoded.hexdigest())
+
+    def _check(self, what: str, wanted: Digest, found: str) -> None:
+        if found != wanted.encoded:
             self.counters.verification_failures += 1
             raise DigestMismatchError(
-                f"blob from {self._source.origin}: wanted {wanted}, "
-                f"found {wanted.algorithm}:{hasher.hexdigest()}"
+                f"{what} from {self._source.origin}: wanted {wanted}, "
+                f"found {wanted.algorithm}:{found}"
             )
 
     async def read_proven(self, offset: int, length: int) -> bytes:
@@ -195,6 +206,8 @@ def _cut(stream: BlockingStream, encoding: LayerEncoding, first: int, keep: Keep
     if encoding is LayerEncoding.ZSTD:
         decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
         reader = decompressor.stream_reader(cast("IO[bytes]", stream), read_across_frames=True)
+    elif encoding is LayerEncoding.GZIP:
+        reader = gzip.GzipFile(fileobj=cast("IO[bytes]", stream))
     index = first
     try:
         while chunk := _read_full(reader):
@@ -202,6 +215,8 @@ def _cut(stream: BlockingStream, encoding: LayerEncoding, first: int, keep: Keep
             index += 1
     except zstandard.ZstdError as error:
         raise ImageFormatError(f"not a zstd stream: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ImageFormatError(f"not a gzip stream: {error}") from error
 
 
 def _read_full(reader: _Readable) -> bytes:

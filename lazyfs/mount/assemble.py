@@ -3,10 +3,11 @@
 MergedTree( ErofsLayer( VerityLayer( PieceFetcher(RegistrySource), HashPieces ) ), ... )
 """
 
+import itertools
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,25 +21,28 @@ from cache.flights import Flights
 from cache.memo import Memo
 from cache.memory import MemoryStore
 from cache.store import ChunkStore
-from lazyfs.errors import LazyfsError, MountError, SourceUnavailableError
+from lazyfs.errors import LazyfsError, MountError, PlanError, SourceUnavailableError
 from lazyfs.image.erofs_layer import ErofsLayer
 from lazyfs.image.merged import MergedTree
 from lazyfs.image.nodes import MAX_LAYER
+from lazyfs.image.redirects import RedirectingLayer
 from lazyfs.image.single import SingleTree
 from lazyfs.interfaces import ImageTree
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.fetcher import Engine
 from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import LayerContext, OpenLayer, open_layer
+from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.layer.source import RegistrySource
 from lazyfs.localname import parse_local_image
 from lazyfs.mount.options import MountedImage, MountOptions
 from lazyfs.mount.report import ImageReport, LayerReport, LocalReport
 from lazyfs.plan import MAX_LAYERS, LayerPlan, plan_layers
-from lazyfs.resolve import ResolvedImage, resolve_image
+from lazyfs.resolve import ResolvedImage, resolve_image, resolve_pinned
 from registry.errors import RegistryError
 from registry.interfaces import Access, ImageSource
+from registry.manifest import Descriptor
 from registry.transports import open_source
 
 REQUESTS_AT_ONCE = 16
@@ -70,6 +74,11 @@ class OpenedImage:
     tree: ImageTree
     report: ImageReport | LocalReport
 
+    @property
+    def pin(self) -> str:
+        """Names exactly this image."""
+        return self.report.pin()
+
     def status(self) -> dict[str, object]:
         """What ``lazyfs status`` shows."""
         return self.report.document()
@@ -85,13 +94,18 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
     local = parse_local_image(name)
     if local is not None:
         async with _open_local(name, local) as opened:
+            if options.pin not in (None, opened.pin):
+                raise MountError(f"{name} has been changed or replaced since it was mounted")
             yield opened
         return
     try:
         access = Access(plain_http=options.plain_http, timeout_s=options.timeout_s)
         async with open_source(name, access) as source:
             with trio.fail_after(options.timeout_s or math.inf):
-                resolved = await resolve_image(source, options.platform)
+                if options.pin is None:
+                    resolved = await resolve_image(source, options.platform)
+                else:
+                    resolved = await resolve_pinned(source, options.pin)
             plans = plan_layers(resolved.manifest.layers, options.verify)
             async with _open_store(options) as (store, flights), _background() as nursery:
                 engine = Engine(
@@ -145,31 +159,96 @@ async def _open_layers(
     engine: Engine,
     options: MountOptions,
 ) -> OpenedImage:
-    pages = PageMemory()
-    derived = Memo(DERIVED_BYTES)
-    reports: dict[int, LayerReport] = {}
+    opener = _Opener(source, resolved.name, engine, options)
+    layers = await _all_of([partial(opener.open, *item) for item in enumerate(plans, 1)])
+    reports = opener.ordered_reports()
+    if options.prefetch == "all":
+        for report in reports:
+            engine.nursery.start_soon(_prefetch, report.opened)
+    return OpenedImage(MergedTree(layers), ImageReport(resolved, reports, engine.store, options))
 
-    async def open_one(number: int, plan: LayerPlan) -> ErofsLayer:
-        digest = plan.descriptor.digest
-        name = f"{resolved.name} layer {number + 1} ({digest.algorithm}:{digest.encoded[:12]})"
-        counters = LayerCounters()
-        blob = RegistrySource(await source.open_blob(plan.descriptor), counters)
-        context = LayerContext(number, name, options.verify, engine, pages)
-        opened = await open_layer(plan, blob, counters, context)
-        reports[number] = LayerReport(plan.descriptor, opened, counters)
-        layer = ErofsLayer(number, [opened.reader], derived)
-        try:
+
+class _Opener:
+    """Opens the layers of one image, and the blobs that belong to them."""
+
+    def __init__(
+        self, source: ImageSource, name: str, engine: Engine, options: MountOptions
+    ) -> None:
+        self._source = source
+        self._name = name
+        self._engine = engine
+        self._options = options
+        self._pages = PageMemory()
+        self._derived = Memo(DERIVED_BYTES)
+        self._numbers = itertools.count()
+        self._reports: list[tuple[int, LayerReport]] = []
+
+    def ordered_reports(self) -> tuple[LayerReport, ...]:
+        """What was opened, bottom layer first, each layer behind what belongs to it."""
+        return tuple(report for _, report in sorted(self._reports, key=lambda item: item[0]))
+
+    async def open(self, position: int, plan: LayerPlan) -> ErofsLayer:
+        """Open the layer at ``position`` of the image, from 1 at the bottom."""
+        spare = plan.devices
+        data: list[ErofsLayer] = []
+        for number, part in enumerate(plan.data, 1):
+            layer = await self._image(f"layer {position} data {number}", part, position, spare, ())
+            if layer.image.devices:
+                spare = spare[len(layer.image.devices) :]
+            data.append(layer)
+        return await self._image(f"layer {position}", plan, position, spare, data)
+
+    async def _image(
+        self,
+        what: str,
+        plan: LayerPlan,
+        position: int,
+        devices: Sequence[LayerPlan],
+        data: Sequence[ErofsLayer],
+    ) -> ErofsLayer:
+        """Open an EROFS image; devices are fetched only if it has data on them."""
+        reader = await self._reader(what, plan, position)
+        number = next(self._numbers)
+        layer = (
+            RedirectingLayer(number, [reader], self._derived, data)
+            if data
+            else ErofsLayer(number, [reader], self._derived)
+        )
+        with _naming(f"{self._name} {what}"):
             await layer.open()
-        except LazyfsError as error:
-            raise type(error)(f"{name}: {error}") from error
+        wanted = [
+            partial(self._reader, f"{what} device {index}", device, position)
+            for index, device in enumerate(devices[: len(layer.image.devices)], 1)
+        ]
+        found = await _all_of(wanted)
+        with _naming(f"{self._name} {what}"):
+            layer.attach(found)
         return layer
 
-    layers = await _all_of([partial(open_one, *item) for item in enumerate(plans)])
-    ordered = tuple(reports[number] for number in range(len(plans)))
-    if options.prefetch == "all":
-        for report in ordered:
-            engine.nursery.start_soon(_prefetch, report.opened)
-    return OpenedImage(MergedTree(layers), ImageReport(resolved, ordered, engine.store, options))
+    async def _reader(self, what: str, plan: LayerPlan, position: int) -> PagedReader:
+        """Open one blob."""
+        digest = plan.descriptor.digest
+        name = f"{self._name} {what} ({digest.algorithm}:{digest.encoded[:12]})"
+        counters = LayerCounters()
+        blob = await self._blob(plan.descriptor, counters)
+        index = None if plan.index is None else await self._blob(plan.index, counters)
+        number = next(self._numbers)
+        context = LayerContext(number, name, self._options.verify, self._engine, self._pages)
+        opened = await open_layer(plan, blob, index, counters, context)
+        self._reports.append((position, LayerReport(plan.descriptor, opened, counters)))
+        return opened.reader
+
+    async def _blob(self, descriptor: Descriptor, counters: LayerCounters) -> RegistrySource:
+        return RegistrySource(await self._source.open_blob(descriptor), counters)
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Say in errors of what they are."""
+    try:
+        yield
+    except LazyfsError as error:
+        raise type(error)(f"{what}: {error}") from error
 
 
 async def _all_of(makers: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
@@ -210,14 +289,12 @@ async def _open_local(name: str, paths: Sequence[str]) -> AsyncIterator[MountedI
     try:
         for number, path in enumerate(paths):
             files.append(LocalFile(number, Path(path), pages))
-        layer = ErofsLayer(0, files, Memo(DERIVED_BYTES))
+        layer = ErofsLayer(0, files[:1], Memo(DERIVED_BYTES))
         await layer.open()
-        missing = len(layer.image.devices) - (len(files) - 1)
-        if missing > 0:
-            raise MountError(
-                f"{name} has data on {len(layer.image.devices)} more devices; "
-                "name each as ,device=FILE"
-            )
+        try:
+            layer.attach(files[1:])
+        except PlanError as error:
+            raise MountError(f"{name}: {error}; name each device as ,device=FILE") from error
         yield OpenedImage(SingleTree(layer), LocalReport(name, files))
     except OSError as error:
         raise MountError(f"{error.filename}: {error.strerror}") from error

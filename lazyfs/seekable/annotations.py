@@ -1,4 +1,4 @@
-"""Media types of EROFS layers and the annotations of their descriptors.
+"""The annotations of containerd's seekable layers.
 
 The annotations are where trust enters: the manifest's digest covers them, and they carry
 the digests of the chunk table and of the dm-verity tree.
@@ -7,14 +7,12 @@ the digests of the chunk table and of the dm-verity tree.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 
 from lazyfs.errors import PlanError
 from lazyfs.model import ByteRange
-from lazyfs.seekable.ondisk import SHA512_BYTES, SKIPPABLE_HEADER, TABLE_HEADER
-
-RAW_LAYER = "application/vnd.erofs.layer.v1"
-ZSTD_LAYER = RAW_LAYER + "+zstd"
+from lazyfs.seekable.digests import SIZES, algorithm_of
+from lazyfs.seekable.ondisk import SKIPPABLE_HEADER, TABLE_HEADER
+from lazyfs.seekable.pointers import Pointers, TablePointer, TreePointer
 
 CHUNK_TABLE_OFFSET = "dev.containerd.erofs.zstd.chunk_table_offset"
 CHUNK_DIGEST = "dev.containerd.erofs.zstd.chunk_digest"
@@ -24,31 +22,6 @@ ROOT_DIGEST = "dev.containerd.erofs.dmverity.root_digest"
 KEYS = (CHUNK_TABLE_OFFSET, CHUNK_DIGEST, VERITY_OFFSET, ROOT_DIGEST)
 
 MAX_OFFSET = 2**63 - 1
-
-_DIGEST_BYTES = {"sha512": SHA512_BYTES, "sha256": 32}
-
-
-class LayerEncoding(StrEnum):
-    """How the blob of an EROFS layer wraps the image."""
-
-    RAW = "raw"
-    ZSTD = "zstd"
-
-
-def is_erofs_layer(media_type: str) -> LayerEncoding | None:
-    """The encoding of an EROFS layer, or None for any other media type.
-
-    Raises:
-        PlanError: an EROFS layer in an encoding that lazyfs does not know.
-    """
-    base, plus, suffix = media_type.partition("+")
-    if base != RAW_LAYER:
-        return None
-    if not plus:
-        return LayerEncoding.RAW
-    if suffix == "zstd":
-        return LayerEncoding.ZSTD
-    raise PlanError(f"EROFS layer in unknown encoding: media type {media_type!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,43 +44,38 @@ class SeekableAnnotations:
             CHUNK_DIGEST: f"sha512:{self.chunk_digest.hex()}",
         }
         if self.verity_offset is not None and self.root_digest is not None:
-            algorithm = "sha512" if len(self.root_digest) == SHA512_BYTES else "sha256"
+            algorithm = algorithm_of(self.root_digest)
             annotations[VERITY_OFFSET] = str(self.verity_offset)
             annotations[ROOT_DIGEST] = f"{algorithm}:{self.root_digest.hex()}"
         return annotations
 
-    def table_space(self, blob_size_bytes: int) -> ByteRange:
-        """Where the frame of the chunk table may lie, its header included.
+    def pointers(self, blob_size_bytes: int) -> Pointers:
+        """How a blob of that size is read in parts.
 
-        Usually the table fills it, so that one request gets header and table.
+        Usually the table fills its space, so that one request gets header and table.
 
         Raises:
-            PlanError: it does not fit in a blob of that size.
+            PlanError: table or tree do not lie in the blob.
         """
+        start = self.chunk_table_offset
         end = blob_size_bytes if self.verity_offset is None else self.verity_offset
         smallest = SKIPPABLE_HEADER.size_bytes + TABLE_HEADER.size_bytes
-        if not self.chunk_table_offset + smallest <= end <= blob_size_bytes:
+        if not start + smallest <= end <= blob_size_bytes:
             raise PlanError(
-                f"chunk table at {self.chunk_table_offset} does not fit before {end} "
-                f"in a blob of {blob_size_bytes} bytes"
+                f"chunk table at {start} does not fit before {end} in a blob of "
+                f"{blob_size_bytes} bytes"
             )
-        return ByteRange(self.chunk_table_offset, end - self.chunk_table_offset)
-
-    def verity_space(self, blob_size_bytes: int) -> ByteRange | None:
-        """Where the dm-verity frame may lie, its header included; None without one.
-
-        Raises:
-            PlanError: it does not fit in a blob of that size.
-        """
-        if self.verity_offset is None:
-            return None
-        room = blob_size_bytes - self.verity_offset
-        if room < SKIPPABLE_HEADER.size_bytes:
+        where = ByteRange(start, end - start)
+        table = TablePointer(where, framed=True, digest=self.chunk_digest)
+        if self.verity_offset is None or self.root_digest is None:
+            return Pointers(table, None, start, compressed=True)
+        if blob_size_bytes - self.verity_offset < SKIPPABLE_HEADER.size_bytes:
             raise PlanError(
                 f"dm-verity frame at {self.verity_offset} passes the end of a blob of "
                 f"{blob_size_bytes} bytes"
             )
-        return ByteRange(self.verity_offset, room)
+        tree = TreePointer(self.root_digest, self.verity_offset, in_content=False)
+        return Pointers(table, tree, start, compressed=True)
 
 
 def parse_annotations(annotations: Mapping[str, str]) -> SeekableAnnotations | None:
@@ -124,7 +92,7 @@ def parse_annotations(annotations: Mapping[str, str]) -> SeekableAnnotations | N
     if VERITY_OFFSET not in annotations and ROOT_DIGEST not in annotations:
         return SeekableAnnotations(table_offset, chunk_digest)
     verity_offset = _offset(annotations, VERITY_OFFSET)
-    root_digest = _digest(annotations, ROOT_DIGEST, tuple(_DIGEST_BYTES))
+    root_digest = _digest(annotations, ROOT_DIGEST, tuple(SIZES))
     if verity_offset <= table_offset:
         raise PlanError(
             f"annotations: dm-verity frame at {verity_offset} is not behind the chunk table "
@@ -154,6 +122,6 @@ def _digest(annotations: Mapping[str, str], key: str, algorithms: tuple[str, ...
         raise PlanError(
             f"annotation {key} is not a {' or '.join(algorithms)} digest: {value[:40]!r}"
         )
-    if not re.fullmatch("[0-9a-f]*", encoded) or len(encoded) != 2 * _DIGEST_BYTES[algorithm]:
+    if not re.fullmatch("[0-9a-f]*", encoded) or len(encoded) != 2 * SIZES[algorithm]:
         raise PlanError(f"annotation {key} is not a digest: {value[:40]!r}")
     return bytes.fromhex(encoded)

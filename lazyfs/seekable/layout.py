@@ -8,7 +8,8 @@ import hashlib
 from typing import NamedTuple
 
 from lazyfs.seekable.annotations import SeekableAnnotations
-from lazyfs.seekable.chunktable import encode_skippable_header, encode_table
+from lazyfs.seekable.containerdtable import encode_containerd_table
+from lazyfs.seekable.skippable import encode_skippable_header
 
 
 class VerityPayload(NamedTuple):
@@ -54,7 +55,7 @@ class BlobLayout:
         Raises:
             ImageFormatError: a payload is too long for a skippable frame.
         """
-        table = encode_table(
+        table = encode_containerd_table(
             image_size_bytes=self._image_size_bytes,
             chunk_size_bytes=self._chunk_size_bytes,
             frame_offsets=self._offsets,

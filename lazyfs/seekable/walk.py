@@ -8,7 +8,13 @@ from typing import NamedTuple
 
 from lazyfs.errors import ImageFormatError
 from lazyfs.model import ByteRange
-from lazyfs.seekable.ondisk import SKIPPABLE_HEADER, TABLE_MAGIC, ZSTD_MAGIC, is_skippable
+from lazyfs.seekable.ondisk import (
+    INDEX_MAGIC,
+    SKIPPABLE_HEADER,
+    TABLE_MAGIC,
+    ZSTD_MAGIC,
+    is_skippable,
+)
 from lazyfs.steps import Need, Steps
 
 MAX_FRAMES = 1 << 21
@@ -66,15 +72,15 @@ def walk_frames(blob_size_bytes: int) -> Steps[list[FrameSpan]]:
 
 
 def find_metadata(blob_size_bytes: int) -> Steps[MetadataSpans | None]:
-    """Chunk table and dm-verity frame of a blob, or None for one without a table.
+    """Chunk table (or index) and dm-verity frame of a blob, or None for one without a table.
 
     Raises:
         ImageFormatError: not a run of frames.
     """
     spans = yield from walk_frames(blob_size_bytes)
-    magic = TABLE_MAGIC.to_bytes(4, "little")
+    magics = (TABLE_MAGIC.to_bytes(4, "little"), INDEX_MAGIC.to_bytes(4, "little"))
     skippable = [span for span in spans if span.skippable]
-    table = next((span.where for span in skippable if span.begins.startswith(magic)), None)
+    table = next((span.where for span in skippable if span.begins.startswith(magics)), None)
     verity = next((span.where for span in skippable if span.begins == _VERITY_SIGNATURE), None)
     return None if table is None else MetadataSpans(table, verity)
 

@@ -16,7 +16,8 @@ from lazyfs.convert.options import ConvertOptions
 from lazyfs.convert.pipeline import convert_image
 from lazyfs.convert.results import ConversionResult, LayerOutcome
 from lazyfs.errors import ConversionError, DigestMismatchError, PlanError
-from lazyfs.seekable.annotations import RAW_LAYER, ZSTD_LAYER, parse_annotations
+from lazyfs.seekable.annotations import parse_annotations
+from lazyfs.seekable.mediatypes import RAW_LAYER, ZSTD_LAYER
 from registry.digest import Digest
 from registry.errors import ContentError, NotFoundError, TransportError
 from registry.manifest import Descriptor, Index, Manifest, decode_index, decode_manifest

@@ -15,11 +15,11 @@ from lazyfs.seekable.annotations import (
     KEYS,
     ROOT_DIGEST,
     VERITY_OFFSET,
-    LayerEncoding,
     SeekableAnnotations,
-    is_erofs_layer,
     parse_annotations,
 )
+from lazyfs.seekable.mediatypes import LayerEncoding, is_erofs_layer
+from lazyfs.seekable.pointers import Pointers, TablePointer, TreePointer
 
 DATA = Path(__file__).parent.parent / "data" / "containerd-seekable"
 GOOD = SeekableAnnotations(100, b"\x11" * 64, 200, b"\x22" * 64)
@@ -95,20 +95,22 @@ def test_malformed_values_are_refused(key, value):
         parse_annotations(GOOD.encode() | {key: value})
 
 
-def test_spaces_of_the_metadata_frames():
-    assert GOOD.table_space(300) == ByteRange(100, 100)
-    assert GOOD.verity_space(300) == ByteRange(200, 100)
+def test_pointers_to_the_metadata_frames():
+    table = TablePointer(ByteRange(100, 100), framed=True, digest=b"\x11" * 64)
+    tree = TreePointer(b"\x22" * 64, 200, in_content=False)
+    assert GOOD.pointers(300) == Pointers(table, tree, 100, compressed=True)
     plain = SeekableAnnotations(100, b"\x11" * 64)
-    assert plain.table_space(131) == ByteRange(100, 31)
-    assert plain.verity_space(131) is None
+    found = plain.pointers(131)
+    assert found.tree is None
+    assert found.table is not None
+    assert found.table.where == ByteRange(100, 31)
     for size in (130, 99, 0):
         with pytest.raises(PlanError, match="does not fit"):
-            plain.table_space(size)
-    for size in (207, 150):
-        with pytest.raises(PlanError, match="passes the end"):
-            GOOD.verity_space(size)
+            plain.pointers(size)
+    with pytest.raises(PlanError, match="passes the end"):
+        GOOD.pointers(207)
     with pytest.raises(PlanError, match="does not fit"):
-        GOOD.table_space(150)
+        GOOD.pointers(150)
 
 
 @given(st.dictionaries(st.sampled_from(KEYS), st.text(max_size=140)))

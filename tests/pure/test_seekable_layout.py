@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from lazyfs.errors import ImageFormatError, LazyfsError
 from lazyfs.model import ByteRange
 from lazyfs.seekable.annotations import CHUNK_TABLE_OFFSET, VERITY_OFFSET, SeekableAnnotations
-from lazyfs.seekable.chunktable import check_chunk_digest, decode_skippable_header, decode_table
-from lazyfs.seekable.frames import compress_chunk, decompress_chunk, verify_frame
+from lazyfs.seekable.frames import compress_chunk
+from lazyfs.seekable.skippable import decode_skippable_header
+from lazyfs.seekable.tables import check_table_digest, decode_table
 from lazyfs.seekable.walk import find_metadata, walk_frames
 from lazyfs.steps import Need, run
 from lazyfs.verity.params import decode_superblock
@@ -76,7 +77,7 @@ def test_the_zstd_tool_restores_the_image(tmp_path, size, chunk_size, frames, ve
 def test_empty_image_without_verity():
     blob = make_blob(b"", verity=False)
     assert len(blob.data) == 31
-    assert len(decode_table(blob.data[8:], table_offset=0)) == 0
+    assert len(decode_table(blob.data[8:], chunks_end=0)) == 0
 
 
 def test_same_input_same_bytes():
@@ -85,10 +86,13 @@ def test_same_input_same_bytes():
 
 def check_found(blob: Blob) -> None:
     found = metadata(blob.data)
-    assert found.chunk_table == blob.annotations.table_space(len(blob.data))
-    assert found.verity == blob.annotations.verity_space(len(blob.data))
+    pointers = blob.annotations.pointers(len(blob.data))
+    assert pointers.table is not None
+    assert found.chunk_table == pointers.table.where
+    verity = blob.annotations.verity_offset
+    assert found.verity == (None if verity is None else ByteRange(verity, len(blob.data) - verity))
     payload = blob.data[found.chunk_table.offset + 8 : found.chunk_table.end]
-    check_chunk_digest(payload, blob.annotations.chunk_digest)
+    check_table_digest(payload, blob.annotations.chunk_digest)
 
 
 @pytest.mark.parametrize("verity", [False, True])
@@ -147,23 +151,24 @@ def test_walking_a_changed_blob_ends(at, value):
 
 def read_all(data: bytes, annotations: SeekableAnnotations) -> bytes:
     """The image by way of every check that a mount makes."""
-    space = annotations.table_space(len(data))
+    pointers = annotations.pointers(len(data))
+    assert pointers.table is not None
+    space = pointers.table.where
     size = decode_skippable_header(data[space.offset : space.end], limit_bytes=space.length - 8)
     payload = data[space.offset + 8 : space.offset + 8 + size]
-    check_chunk_digest(payload, annotations.chunk_digest)
-    chunks = decode_table(payload, table_offset=space.offset)
+    check_table_digest(payload, annotations.chunk_digest)
+    chunks = decode_table(payload, chunks_end=pointers.chunks_end)
     image = b""
     for index in range(len(chunks)):
-        where, digest = chunks.frame(index), chunks.digest(index)
-        assert digest is not None
-        verify_frame(data[where.offset : where.end], digest)
-        image += decompress_chunk(data[where.offset : where.end], chunks.chunk(index).length)
-    room = annotations.verity_space(len(data))
-    assert room is not None
+        where = chunks.frame(index)
+        chunks.verify(index, data[where.offset : where.end])
+        image += chunks.decode(index, data[where.offset : where.end])
+    assert pointers.tree is not None
     assert annotations.root_digest is not None
-    header = data[room.offset : room.offset + 8]
-    size = decode_skippable_header(header, limit_bytes=room.length - 8)
-    hashes = data[room.offset + 8 : room.offset + 8 + size]
+    room = len(data) - pointers.tree.offset
+    header = data[pointers.tree.offset : pointers.tree.offset + 8]
+    size = decode_skippable_header(header, limit_bytes=room - 8)
+    hashes = data[pointers.tree.offset + 8 : pointers.tree.offset + 8 + size]
     params = decode_superblock(hashes)
     params.check_covers(len(image))
     tree = TrustedHashTree(params, annotations.root_digest)

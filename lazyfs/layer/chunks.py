@@ -1,0 +1,64 @@
+"""The chunks of one blob as pieces to fetch and store."""
+
+import hashlib
+
+from cache.key import ChunkKey
+from lazyfs.layer.fetcher import Piece
+from lazyfs.model import ByteRange
+from lazyfs.seekable.chunktable import ChunkTable
+from lazyfs.seekable.digests import algorithm_of
+
+
+class Chunks:
+    """The chunks of one blob."""
+
+    def __init__(
+        self,
+        table: ChunkTable,
+        image_size_bytes: int,
+        blob_digest: str,
+        form: str,
+        *,
+        verify: bool,
+    ) -> None:
+        """Describe the chunks of a table.
+
+        Args:
+            table: already proven, or of chunks that a tree will prove.
+            image_size_bytes: of the image, with which the content of the chunks begins.
+            blob_digest: names the chunks of a table without digests.
+            form: ``data``: store them decompressed; ``frame``: as they come.
+            verify: whether frames are checked on arrival. Unverified chunks are stored
+                under another form, so that no other mount takes them for verified ones.
+        """
+        self.table = table
+        self.image_size_bytes = image_size_bytes
+        self._blob_digest = blob_digest
+        self._form = form if verify else f"unverified{form}"
+        self._decompress = form == "data"
+        self._verify = verify
+
+    def piece(self, index: int) -> Piece:
+        """The chunk as the fetcher wants it."""
+        table = self.table
+        digest = table.digest(index)
+        where = table.frame(index)
+        if digest is None:
+            name = f"{self._blob_digest} chunk of {table.chunk(index)} in {where}"
+            key = ChunkKey("sha256", hashlib.sha256(name.encode()).hexdigest(), self._form)
+        else:
+            key = ChunkKey(algorithm_of(digest), digest.hex(), self._form)
+
+        def take_in(stored: bytes) -> bytes:
+            if self._verify:
+                table.verify(index, stored)
+            return table.decode(index, stored) if self._decompress else stored
+
+        return Piece(key, where, f"chunk {index}", take_in)
+
+    def over(self, offset: int, length: int) -> list[tuple[Piece, int, int]]:
+        """The chunks under a range of the content, with offset and length in each."""
+        return [
+            (self.piece(index), part.offset, part.length)
+            for index, part in self.table.parts(ByteRange(offset, length))
+        ]
