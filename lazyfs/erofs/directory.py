@@ -90,7 +90,7 @@ class DirectoryBlock:
         if b"/" in name or b"\0" in name:
             raise self._broken(index, f"name {name!r}")
         if name == b"." or name == b"..":
-            if file_type != ondisk.EROFS_FT_DIR:
+            if file_type not in (ondisk.EROFS_FT_DIR, ondisk.EROFS_FT_UNKNOWN):
                 raise self._broken(index, f"{name!r} has file type {file_type}")
             if name == b"." and nid != self._directory.nid:
                 raise self._broken(index, f"'.' is nid {nid:#x}")
