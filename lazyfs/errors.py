@@ -13,6 +13,7 @@
     ├── PlanError                   manifest and annotations do not make an image
     ├── MountError                  the mount could not be set up or taken down
     ├── ConversionError             the input cannot be converted
+    ├── UnpackError                 the image cannot be unpacked there
     └── NoSuchEntryError, NotADirectoryNodeError, NotASymlinkNodeError,
         NotAFileNodeError           ordinary answers of a file system
 
@@ -73,6 +74,10 @@ class ConversionError(LazyfsError):
     """The input cannot be converted."""
 
 
+class UnpackError(LazyfsError):
+    """The image cannot be unpacked, or not there."""
+
+
 class NoSuchEntryError(LazyfsError):
     """The directory has no entry of that name."""
 
@@ -87,3 +92,10 @@ class NotASymlinkNodeError(LazyfsError):
 
 class NotAFileNodeError(LazyfsError):
     """A read on something without file data."""
+
+
+def innermost(error: BaseException) -> BaseException:
+    """The first single exception inside nested exception groups (nurseries make them)."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

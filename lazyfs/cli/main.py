@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lazyfs import __version__
-from lazyfs.errors import LazyfsError
+from lazyfs.errors import LazyfsError, innermost
 
 EXIT_FAILED = 1
 EXIT_INTERRUPTED = 130
@@ -36,6 +36,7 @@ COMMANDS = (
     Command("umount", "lazyfs.cli.umount", "take a mount down"),
     Command("status", "lazyfs.cli.status", "show what is mounted and what it has fetched"),
     Command("inspect", "lazyfs.cli.inspect", "show an image's layers, tables and tree"),
+    Command("unpack", "lazyfs.cli.unpack", "unpack the layers of an image into files"),
 )
 
 EPILOG = """\
@@ -126,10 +127,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
         return EXIT_FAILED
-
-
-def innermost(error: BaseException) -> BaseException:
-    """The first single exception inside nested exception groups (nurseries make them)."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

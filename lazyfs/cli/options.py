@@ -1,0 +1,38 @@
+"""Options that several commands share, and what they mean."""
+
+import argparse
+
+from lazyfs.cli.values import seconds
+from registry.interfaces import DEFAULT_TIMEOUT_S, Access
+
+IMAGE_HELP = 'see "lazyfs --help" for how to name one'
+
+
+def add_platform(parser: argparse.ArgumentParser) -> None:
+    """Declare which image of an index is meant."""
+    parser.add_argument(
+        "--platform",
+        metavar="OS/ARCH[/VARIANT]",
+        help="which image of an index (default: this machine's)",
+    )
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Declare how a registry is reached."""
+    parser.add_argument(
+        "--timeout",
+        metavar="TIME",
+        type=seconds,
+        default=DEFAULT_TIMEOUT_S,
+        help=f"longest silence of a registry; 0: for ever (default: {DEFAULT_TIMEOUT_S:g}s)",
+    )
+    parser.add_argument(
+        "--plain-http",
+        action="store_true",
+        help="speak HTTP without TLS to any registry (loopback names may use it anyway)",
+    )
+
+
+def access_of(args: argparse.Namespace) -> Access:
+    """How to reach the registry, by the options of ``add_access``."""
+    return Access(plain_http=args.plain_http, timeout_s=args.timeout)

@@ -1,0 +1,130 @@
+"""A blob that can only be decoded from its start: into a file, hashed on both sides."""
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, NamedTuple, Protocol, cast
+
+import trio
+import zstandard
+
+from lazyfs.errors import ImageFormatError
+from lazyfs.interfaces import BlobSource
+from lazyfs.layer.blocking import BlockingStream
+from lazyfs.layer.contentfile import ContentFile
+from lazyfs.model import ByteRange
+from lazyfs.seekable.frames import MAX_WINDOW_BYTES
+from lazyfs.seekable.mediatypes import LayerEncoding
+
+MAX_CONTENT_BYTES = 1 << 40
+"""Content that decodes to more is refused, so that a bomb ends somewhere."""
+
+PIECE_BYTES = 1 << 20
+
+PIECES_AHEAD = 8
+"""Pieces of the blob that wait between network and decoder."""
+
+
+class Streamed(NamedTuple):
+    """What came; digests in lower-case hexadecimal."""
+
+    blob_digest: str
+    """By the algorithm that was asked for."""
+    content_size_bytes: int
+    content_sha256: str
+    broken: ImageFormatError | None
+    """Why the content ends early."""
+
+
+class _Readable(Protocol):
+    def read(self, size_bytes: int, /) -> bytes: ...
+
+
+async def decode_into(
+    file: ContentFile,
+    source: BlobSource,
+    encoding: LayerEncoding,
+    algorithm: str,
+    on_progress: Callable[[int], None],
+) -> Streamed:
+    """Read a whole blob once, and write what it decodes to.
+
+    Args:
+        file: empty.
+        source: the blob.
+        encoding: of the blob.
+        algorithm: of the blob's digest.
+        on_progress: told of bytes of the blob, in a worker thread.
+
+    Raises:
+        SourceUnavailableError: the blob cannot be read.
+        OSError: the disk is full.
+
+    Cancelled: what was written so far stays in the file.
+    """
+    blob_hash = hashlib.new(algorithm)
+    send, receive = trio.open_memory_channel[bytes](PIECES_AHEAD)
+
+    async def pump() -> None:
+        async with source.stream(ByteRange(0, source.size_bytes)) as pieces:
+            async for piece in pieces:
+                await send.send(piece)
+        send.close()
+
+    def see(piece: bytes) -> None:
+        blob_hash.update(piece)
+        on_progress(len(piece))
+
+    def work() -> Streamed:
+        stream = BlockingStream(receive, see)
+        size, digest, broken = _decode(stream, encoding, file)
+        while stream.read(PIECE_BYTES):  # what the decoder did not want is part of the blob
+            pass
+        file.resize(size)
+        return Streamed(blob_hash.hexdigest(), size, digest, broken)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump)
+        return await trio.to_thread.run_sync(work)
+
+
+def _decode(
+    stream: BlockingStream, encoding: LayerEncoding, file: ContentFile
+) -> tuple[int, str, ImageFormatError | None]:
+    """Size and SHA-256 of what could be decoded, and what stopped it."""
+    content_hash = hashlib.sha256()
+    size = 0
+    try:
+        with decoding(stream, encoding) as reader:
+            while data := reader.read(PIECE_BYTES):
+                if size + len(data) > MAX_CONTENT_BYTES:
+                    raise ImageFormatError(f"decodes to more than {MAX_CONTENT_BYTES} bytes")
+                content_hash.update(data)
+                file.write(size, data)
+                size += len(data)
+    except ImageFormatError as error:
+        return size, content_hash.hexdigest(), error
+    return size, content_hash.hexdigest(), None
+
+
+@contextmanager
+def decoding(stream: _Readable, encoding: LayerEncoding) -> Iterator[_Readable]:
+    """The decoded bytes of a blocking stream.
+
+    Raises:
+        ImageFormatError: in the block, by reading: the stream is broken.
+    """
+    try:
+        if encoding is LayerEncoding.ZSTD:
+            decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
+            yield decompressor.stream_reader(cast("IO[bytes]", stream), read_across_frames=True)
+        elif encoding is LayerEncoding.GZIP:
+            yield gzip.GzipFile(fileobj=cast("IO[bytes]", stream))
+        else:
+            yield stream
+    except zstandard.ZstdError as error:
+        raise ImageFormatError(f"not a zstd stream: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ImageFormatError(f"not a gzip stream: {error}") from error
