@@ -9,7 +9,7 @@ from typing import NamedTuple
 from lazyfs.errors import DataBlockMismatchError, ImageFormatError
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.steps import Need, run
-from lazyfs.verity.audit import TreeAudit, audit_tree
+from lazyfs.verity.audit import Report, TreeAudit, audit_tree
 from lazyfs.verity.geometry import geometry
 from lazyfs.verity.params import VerityParams, hash_blocks
 
@@ -74,8 +74,11 @@ class BlockProof:
         """Length of superblock and tree."""
         return self._geometry.payload_size_bytes
 
-    def audit(self) -> TreeAudit:
+    def audit(self, report: Report) -> TreeAudit:
         """Prove the tree in the file by its root (blocks, slow).
+
+        Args:
+            report: told of each broken hash block.
 
         Raises:
             OSError: the file cannot be read.
@@ -84,7 +87,7 @@ class BlockProof:
         def read(need: Need) -> bytes:
             return self._file.read(self.payload_offset + need.offset, need.length)
 
-        self._audit = run(audit_tree(self.params, self._root_digest), read)
+        self._audit = run(audit_tree(self.params, self._root_digest, report), read)
         return self._audit
 
     def check(self, offset: int, data: bytes) -> list[BrokenData]:

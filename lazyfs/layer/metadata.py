@@ -106,6 +106,11 @@ async def fetch_metadata(
     return LayerMetadata(table, proven, size, verity)
 
 
+def plain_metadata(size_bytes: int) -> LayerMetadata:
+    """Of a blob that is the image itself, of whose parts nothing is known."""
+    return LayerMetadata(plain_table(size_bytes), False, size_bytes, None)
+
+
 async def fetch_hash_blocks(metadata: LayerMetadata, where: ByteRange, source: BlobSource) -> bytes:
     """Unproven bytes of the dm-verity payload, wherever it lies.
 

@@ -13,35 +13,16 @@ from lazyfs.interfaces import BlobSource
 from lazyfs.layer.blockproof import BlockProof
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.layer.contenthash import ContentHash
+from lazyfs.layer.limits import Limits
 from lazyfs.layer.metadata import LayerMetadata, VerityMetadata
+from lazyfs.layer.placement import file_size, payload_offset
 from lazyfs.model import ByteRange
 from lazyfs.unpack.fetching import fetch_chunks
 from lazyfs.unpack.folder import Journal
-from lazyfs.unpack.limits import Limits
-from lazyfs.unpack.tree import round_up
+from lazyfs.verity.audit import BrokenBlock
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-
-
-def payload_offset(metadata: LayerMetadata, verity: VerityMetadata) -> int:
-    """Where the tree's superblock lies in the file."""
-    if verity.in_content:
-        return verity.payload.offset
-    params = verity.params
-    block = max(params.data_block_size_bytes, params.hash_block_size_bytes)
-    return round_up(metadata.image_size_bytes, block)
-
-
-def file_size(metadata: LayerMetadata) -> int:
-    """Length of the file with the layer's own tree."""
-    verity = metadata.verity
-    if verity is None or verity.in_content:
-        return metadata.table.content_size_bytes
-    # containerd writes no padding behind the superblock of a tree over a single block, but
-    # the kernel wants whole blocks.
-    payload_bytes = round_up(verity.payload.length, verity.params.hash_block_size_bytes)
-    return payload_offset(metadata, verity) + payload_bytes
 
 
 class Assembly:
@@ -114,7 +95,8 @@ class Assembly:
             verity.root_digest,
         )
         fresh: set[int] = set()
-        if not self._journal.resumes or (await self._in_thread(proof.audit)).broken:
+        whole = self._journal.resumes and not await self._in_thread(_broken, proof)
+        if not whole:
             if verity.in_content:
                 fresh = set(range(self._table.index_at(verity.payload.offset), len(self._table)))
                 self._rotten |= fresh & self._known
@@ -122,9 +104,9 @@ class Assembly:
                 self._known |= fresh
             else:
                 await self._fetch_payload(verity.payload, proof.payload_offset)
-            audit = await self._in_thread(proof.audit)
-            if audit.broken:
-                raise audit.broken[0].error(verity.params.algorithm)
+            broken = await self._in_thread(_broken, proof)
+            if broken:
+                raise broken[0].error(verity.params.algorithm)
         self._proof = proof
         return fresh
 
@@ -219,3 +201,10 @@ class Assembly:
 
     async def _in_thread(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         return await trio.to_thread.run_sync(work, *args, limiter=self._limits.workers)
+
+
+def _broken(proof: BlockProof) -> list[BrokenBlock]:
+    """The broken hash blocks of a tree."""
+    broken: list[BrokenBlock] = []
+    proof.audit(broken.append)
+    return broken

@@ -11,10 +11,11 @@ from lazyfs.layer.blockproof import BlockProof
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.layer.metadata import LayerMetadata
 from lazyfs.layer.pieces import PIECE_BYTES, each_piece
-from lazyfs.unpack.assembly import file_size, payload_offset
+from lazyfs.layer.placement import file_size, payload_offset, round_up
 from lazyfs.unpack.options import TreeChoice
 from lazyfs.unpack.results import Sidecar
-from lazyfs.unpack.tree import containerd_params, round_up
+from lazyfs.unpack.tree import containerd_params
+from lazyfs.verity.audit import BrokenBlock
 from lazyfs.verity.build import HashTreeBuilder
 from lazyfs.verity.geometry import geometry
 from lazyfs.verity.params import VerityParams
@@ -93,9 +94,10 @@ class FinishedLayer:
         if params is None:
             return None
         proof = BlockProof(self._file, self._image_size_bytes, offset, params, root)
-        audit = proof.audit()
-        if audit.broken:
-            raise audit.broken[0].error(params.algorithm)
+        broken: list[BrokenBlock] = []
+        proof.audit(broken.append)
+        if broken:
+            raise broken[0].error(params.algorithm)
         return proof
 
     async def _check_blocks(self, proof: BlockProof, workers: trio.CapacityLimiter) -> None:

@@ -9,13 +9,13 @@ from lazyfs.convert.documents import CONFIG_LIMIT_BYTES, decode_config
 from lazyfs.convert.progress import Progress
 from lazyfs.errors import LazyfsError, SourceUnavailableError, UnpackError, innermost
 from lazyfs.layer.budget import ByteBudget
+from lazyfs.layer.limits import Limits
 from lazyfs.model import VerifyMode
 from lazyfs.plan import plan_layer, plan_layers
 from lazyfs.resolve import resolve_image
 from lazyfs.seekable.mediatypes import CHUNK_INDEX_LAYER, is_erofs_layer
 from lazyfs.unpack.folder import DEVICE_NAME, IMAGE_NAME
 from lazyfs.unpack.layer import LayerJob, unpack_layer
-from lazyfs.unpack.limits import Limits
 from lazyfs.unpack.options import TreeChoice, UnpackOptions
 from lazyfs.unpack.results import LayerResult, UnpackResult
 from registry.digest import Digest

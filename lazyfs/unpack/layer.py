@@ -13,16 +13,16 @@ from lazyfs.errors import DigestMismatchError, UnpackError, UnsupportedFeatureEr
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.layer.counters import LayerCounters
-from lazyfs.layer.metadata import LayerMetadata, fetch_metadata
+from lazyfs.layer.limits import Limits
+from lazyfs.layer.metadata import LayerMetadata, fetch_metadata, plain_metadata
+from lazyfs.layer.placement import payload_offset
 from lazyfs.layer.source import RegistrySource
 from lazyfs.layer.streamed import decode_into
 from lazyfs.plan import LayerPlan
-from lazyfs.seekable.chunktable import plain_table
 from lazyfs.seekable.mediatypes import LayerEncoding
-from lazyfs.unpack.assembly import Assembly, payload_offset
+from lazyfs.unpack.assembly import Assembly
 from lazyfs.unpack.finished import FinishedLayer
 from lazyfs.unpack.folder import Identity, LayerFolder
-from lazyfs.unpack.limits import Limits
 from lazyfs.unpack.options import TreeChoice
 from lazyfs.unpack.results import LayerResult, Outcome, Sidecar
 from lazyfs.unpack.tree import append_tree, containerd_params
@@ -103,8 +103,7 @@ async def _metadata(
         except UnsupportedFeatureError:
             pass
     if plan.encoding is LayerEncoding.RAW:
-        table = plain_table(blob.size_bytes)
-        return LayerMetadata(table, False, table.content_size_bytes, None)
+        return plain_metadata(blob.size_bytes)
     return None
 
 

@@ -10,6 +10,7 @@ from lazyfs.erofs.superblock import HEAD_BYTES, decode_superblock
 from lazyfs.errors import UnpackError
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.layer.pieces import PIECE_BYTES
+from lazyfs.layer.placement import round_up
 from lazyfs.model import ByteRange
 from lazyfs.unpack.results import Sidecar
 from lazyfs.verity.build import HashTreeWriter
@@ -35,11 +36,6 @@ def containerd_params(file: ContentFile, image_size_bytes: int) -> VerityParams:
     superblock = decode_superblock(file.read(EROFS_SUPER_OFFSET, HEAD_BYTES))
     block = min(BLOCK_BYTES, superblock.block_bytes)
     return VerityParams(ALGORITHM, block, block, -(-image_size_bytes // block), SALT)
-
-
-def round_up(offset: int, block_bytes: int) -> int:
-    """The next multiple of a block size."""
-    return -(-offset // block_bytes) * block_bytes
 
 
 async def append_tree(

@@ -5,6 +5,7 @@ caller has the payload at hand, in a file as a rule.
 """
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,9 +17,6 @@ from lazyfs.verity.params import VerityParams
 
 PIECE_BYTES = 1 << 20
 """About how much of a level is looked at together."""
-
-MAX_LISTED = 100
-"""Broken hash blocks that are listed; the others are counted."""
 
 
 class BrokenBlock(NamedTuple):
@@ -41,13 +39,10 @@ class BrokenBlock(NamedTuple):
 
 @dataclass(slots=True)
 class TreeAudit:
-    """What is wrong with a tree."""
+    """What can be believed of a tree."""
 
     blocks: int = 0
     """Hash blocks that were looked at."""
-    broken: list[BrokenBlock] = field(default_factory=list)
-    """The first of them."""
-    broken_count: int = 0
     unproven: list[range] = field(default_factory=list)
     """Data blocks whose digests in the tree mean nothing, in order."""
 
@@ -57,7 +52,10 @@ class TreeAudit:
         return index < 0 or data_block not in self.unproven[index]
 
 
-def audit_tree(params: VerityParams, root_digest: bytes) -> Steps[TreeAudit]:
+Report = Callable[[BrokenBlock], None]
+
+
+def audit_tree(params: VerityParams, root_digest: bytes, report: Report) -> Steps[TreeAudit]:
     """Look at every hash block whose parent is proven, from the root down.
 
     Asks for bytes of device 0, which is the payload: superblock, padding, tree.
@@ -65,12 +63,14 @@ def audit_tree(params: VerityParams, root_digest: bytes) -> Steps[TreeAudit]:
     Args:
         params: shape of the tree.
         root_digest: trusted, of the tree's algorithm.
+        report: told of each block that is broken.
     """
     shape = geometry(params)
     audit = TreeAudit()
     unproven: list[range] = []
     for level in range(len(shape.levels) - 1, -1, -1):
-        broken = yield from _audit_level(params, shape, root_digest, level, unproven, audit)
+        broken = yield from _audit_level(params, shape, root_digest, level, unproven, report)
+        audit.blocks += shape.levels[level].blocks - sum(map(len, unproven))
         unproven = _children(params, shape, level, _merged([*unproven, *broken]))
     audit.unproven = unproven
     return audit
@@ -82,7 +82,7 @@ def _audit_level(
     root_digest: bytes,
     level: int,
     unproven: list[range],
-    audit: TreeAudit,
+    report: Report,
 ) -> Steps[list[range]]:
     """The broken blocks of one level among those that are not ``unproven`` anyway."""
     size = shape.block_size_bytes
@@ -100,17 +100,13 @@ def _audit_level(
                 wanted = root_digest
             else:
                 wanted = yield Need(0, *shape.digests(level + 1, first, count, step))
-            audit.blocks += count
             for n, digest in enumerate(found):
                 promised = wanted[n * step : (n + 1) * step]
                 if digest != promised:
-                    broken.append(range(first + n, first + n + 1))
-                    audit.broken_count += 1
-                    if len(audit.broken) < MAX_LISTED:
-                        where = ByteRange(start + n * size, size)
-                        block = BrokenBlock(level, first + n, where, promised, digest)
-                        audit.broken.append(block)
-    return _merged(broken)
+                    _append(broken, first + n)
+                    where = ByteRange(start + n * size, size)
+                    report(BrokenBlock(level, first + n, where, promised, digest))
+    return broken
 
 
 def _children(
@@ -124,6 +120,14 @@ def _children(
         for some in blocks
         if some.start * fan_out < below
     ]
+
+
+def _append(ranges: list[range], number: int) -> None:
+    """Add a number that is larger than all that are there."""
+    if ranges and ranges[-1].stop == number:
+        ranges[-1] = range(ranges[-1].start, number + 1)
+    else:
+        ranges.append(range(number, number + 1))
 
 
 def _merged(ranges: list[range]) -> list[range]:
