@@ -1,28 +1,72 @@
 """A blob in a registry as random access to its unverified bytes, by HTTP range requests.
 
-Registries often redirect blobs to a signed URL elsewhere. That address is remembered for the ranges
-that follow and asked for again when it stops working.
+Registries often redirect blobs to a signed URL elsewhere. That address is remembered for the
+ranges that follow and asked for again when it stops working. An answer that breaks off is taken up
+where it ended, at the same host or the next.
 """
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import httpx
 import trio
 
-from registry.client import RegistryClient, pull_scope
-from registry.errors import ContentError, ResponseError, TransportError
+from registry.answers import OK, PARTIAL, Wanted, check_head, exact_body
+from registry.attempts import Attempts, note_failure
+from registry.client import RegistryClient
+from registry.deadlines import INFINITE
+from registry.digest import verify
+from registry.endpoint import Endpoint, pull_scope
+from registry.errors import (
+    ContentError,
+    DeniedError,
+    NoRangesError,
+    NotFoundError,
+    RegistryError,
+    TransportError,
+)
+from registry.hedge import hedged
+from registry.hosts import Capability
+from registry.httperrors import host_of
 from registry.manifest import Descriptor
-from registry.ranges import check_content_range, check_range, range_header
+from registry.ranges import check_range, range_header
 from registry.wire import origin
 
-SKIP_LIMIT_BYTES = 64 << 20
-"""Most bytes thrown away when a server sends the whole blob instead of a range."""
 PROGRESS_BYTES = 1 << 20
 """A stream that got so much further starts again to count its tries."""
+HEDGE_LIMIT_BYTES = 16 << 20
+"""Longer ranges are asked for once only: they are no demand that somebody waits for."""
+HEDGE_SHARE = 1 / 4
+"""A second request is sent after this part of the time at the latest."""
+PREFIX_BYTES = 32 << 20
+"""What is kept in memory of a blob that a server gives as a whole only; no more is read of it."""
+LACKS_IT_S = 60.0
+"""How long a host that does not have (or give) the blob is asked last."""
 STALE_STATUSES = frozenset({400, 401, 403, 404, 410})
 """What a signed URL answers when it has expired, depending on the storage."""
-_OK, _PARTIAL = 200, 206
+REMEMBERED_ANSWERS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    start: int
+    end: int
+    endpoint: Endpoint
+    host: str
+
+
+@dataclass(slots=True)
+class _AtHost:
+    """What is known of the blob at one host."""
+
+    url: httpx.URL | None = None
+    target: httpx.URL | None = None
+    """Where the host sent us, elsewhere."""
+    avoid_until: float = 0.0
+    sends_ranges: bool = True
 
 
 class RemoteBlob:
@@ -31,8 +75,8 @@ class RemoteBlob:
     def __init__(self, client: RegistryClient, descriptor: Descriptor) -> None:
         self._client = client
         self._descriptor = descriptor
-        self._url: httpx.URL | None = None
-        self._target: httpx.URL | None = None
+        self._at = {endpoint: _AtHost() for endpoint in client.able(Capability.PULL)}
+        self._served: deque[_Served] = deque(maxlen=REMEMBERED_ANSWERS)
         self._what = f"{client}: {descriptor.digest}"
 
     @property
@@ -50,20 +94,41 @@ class RemoteBlob:
 
         Cancelled: the connection is closed.
         """
-        check_range(offset, length, self.size_bytes, self._what)
-        if not length:
-            return b""
-
-        async def once() -> bytes:
-            async with self._open(offset, length) as body:
-                return b"".join([piece async for piece in body])
-
-        return await self._client.retry(once)
+        async with self.stream(offset, length) as pieces:
+            return b"".join([piece async for piece in pieces])
 
     def stream(self, offset: int, length: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """As ``BlobReader.stream``; a cut connection is taken up again where it ended."""
         check_range(offset, length, self.size_bytes, self._what)
         return self._stream(offset, length)
+
+    def distrust(self, offset: int, length: int) -> str:
+        """As ``BlobReader.distrust``."""
+        self._client.prefixes.pop(self._descriptor.digest, None)
+        blamed = self._who_served(offset, offset + length)
+        if len({served.endpoint for served in blamed}) > 1:
+            # One of them it was: a mirror more likely than the registry.
+            blamed = [served for served in blamed if served.endpoint.is_mirror]
+        names = []
+        for served in blamed:
+            self._at[served.endpoint].target = None
+            name = served.endpoint.name
+            name += "" if served.host == name else f" (at {served.host})"
+            error = ContentError(f"{self._what}: wrong bytes in {length} at {offset} from {name}")
+            note_failure(served.endpoint, error)
+            names.append(name)
+        return ", ".join(dict.fromkeys(names)) or self.origin
+
+    def _who_served(self, offset: int, end: int) -> list[_Served]:
+        """The last answers that gave a range; an answer goes at most to where the next begins."""
+        found = []
+        for served in reversed(self._served):
+            if served.start < end and offset < served.end:
+                found.append(served)
+                end = max(served.start, offset)
+                if end <= offset:
+                    break
+        return found
 
     @asynccontextmanager
     async def _stream(self, offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
@@ -71,98 +136,146 @@ class RemoteBlob:
             yield pieces
 
     async def _pieces(self, position: int, end: int) -> AsyncGenerator[bytes, None]:
-        mark, began, tries = position, trio.current_time(), 0
+        attempts = self._client.attempts(Capability.PULL, end - position)
+        mark = position
         while position < end:
+            if kept := self._prefix(position, end):
+                yield kept
+                return
+            avoid = self._avoided()
+            endpoint = attempts.choose(avoid)
+            wanted = Wanted(self._descriptor, position, end - position, self._what)
             try:
-                async with self._open(position, end - position) as body:
+                async with self._answer(endpoint, attempts, avoid, wanted) as (endpoint, body):
                     async for piece in body:
                         position += len(piece)
                         yield piece
-            except (TransportError, ResponseError) as error:
+                attempts.succeeded(endpoint)
+            except RegistryError as error:
+                if isinstance(error, NotFoundError | DeniedError | NoRangesError):
+                    self._at[endpoint].avoid_until = trio.current_time() + LACKS_IT_S
                 if position - mark >= PROGRESS_BYTES:
-                    mark, began, tries = position, trio.current_time(), 0
-                tries += 1
-                await self._client.pause(error, tries, began)
+                    mark = position
+                    attempts.progressed()
+                await attempts.failed(endpoint, error)
+
+    def _avoided(self) -> list[Endpoint]:
+        now = trio.current_time()
+        return [endpoint for endpoint, known in self._at.items() if now < known.avoid_until]
 
     @asynccontextmanager
-    async def _open(self, offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        """One answer as pieces of exactly the wanted bytes (at least one)."""
-        whole = length == self.size_bytes
-        headers = {} if whole else {"Range": range_header(offset, length)}
-        async with self._answer(headers) as response:
-            if response.status_code == _PARTIAL:
-                check_content_range(
-                    response.headers.get("content-range"),
-                    offset,
-                    length,
-                    self.size_bytes,
-                    self._what,
-                )
-                self._check_length(response, length)
-                skip = 0
-            elif response.status_code == _OK:
-                self._check_length(response, self.size_bytes)
-                skip = offset
-                if skip > SKIP_LIMIT_BYTES:
-                    raise ContentError(
-                        f"{self._what}: the server sends no ranges, and {skip} bytes to skip "
-                        f"pass the limit of {SKIP_LIMIT_BYTES}"
-                    )
-            else:
-                raise await self._client.refusal(response, f"blob {self._descriptor.digest}")
-            async with aclosing(self._exactly(response, skip, length)) as body:
-                yield body
+    async def _answer(
+        self, first: Endpoint, attempts: Attempts, avoid: list[Endpoint], wanted: Wanted
+    ) -> AsyncIterator[tuple[Endpoint, AsyncIterator[bytes]]]:
+        """One answer, of whom it is, and its body as pieces of exactly the wanted bytes."""
+        open_at = partial(self._open, wanted)
+        longest_s = self._client.deadlines.total_s * HEDGE_SHARE
+        delay_s = first.health.hedge_after_s(longest_s)
+        async with AsyncExitStack() as stack:
+            with trio.move_on_at(attempts.ends_at) as limit:
+                if delay_s is None or wanted.length > HEDGE_LIMIT_BYTES:
+                    endpoint = first
+                    host, body = await stack.enter_async_context(open_at(first))
+                else:
+                    second = partial(attempts.second, first, avoid)
+                    race = hedged(first, second, delay_s, open_at)
+                    endpoint, (host, body) = await stack.enter_async_context(race)
+                end = wanted.offset + wanted.length
+                self._served.append(_Served(wanted.offset, end, endpoint, host))
+                limit.deadline = INFINITE
+            if limit.cancelled_caught:
+                raise attempts.expired(first)
+            yield endpoint, body
 
-    def _check_length(self, response: httpx.Response, wanted: int) -> None:
-        header = response.headers.get("content-length")
-        if header is not None and header != str(wanted):
-            raise ContentError(f"{self._what}: answer of {header[:20]} bytes, wanted {wanted}")
+    @asynccontextmanager
+    async def _open(
+        self, wanted: Wanted, endpoint: Endpoint
+    ) -> AsyncIterator[tuple[str, AsyncIterator[bytes]]]:
+        """The answer of one host: who sends it in the end, and its body."""
+        known = self._at[endpoint]
+        if not known.sends_ranges and trio.current_time() < known.avoid_until:
+            refuse_beyond_prefix(wanted)
+        headers = {} if wanted.is_whole else {"Range": range_header(wanted.offset, wanted.length)}
+        async with self._respond(endpoint, headers) as response:
+            if response.status_code not in (OK, PARTIAL):
+                raise await endpoint.refusal(response, f"blob {self._descriptor.digest}")
+            check_head(response, wanted)
+            host = host_of(response.url)
+            if response.status_code == OK and not wanted.is_whole:
+                known.sends_ranges = False
+                known.avoid_until = trio.current_time() + LACKS_IT_S
+                refuse_beyond_prefix(wanted)
+                prefix = await self._read_prefix(endpoint, response)
+                yield host, _one(prefix[wanted.offset : wanted.offset + wanted.length])
+                return
+            async with aclosing(exact_body(endpoint.wire, response, wanted)) as body:
+                yield host, body
 
-    async def _exactly(
-        self, response: httpx.Response, skip: int, length: int
-    ) -> AsyncGenerator[bytes, None]:
-        """``length`` bytes of the body behind ``skip``; a body that ends too early is an error.
+    def _prefix(self, position: int, end: int) -> bytes:
+        """A range out of the kept beginning of a blob; empty if it is not there."""
+        kept = self._client.prefixes.get(self._descriptor.digest, b"")
+        return kept[position:end] if end <= len(kept) else b""
 
-        So is one that goes on, unless it is the whole blob of which a part is wanted.
+    async def _read_prefix(self, endpoint: Endpoint, response: httpx.Response) -> bytes:
+        """Read the beginning of a blob that comes as a whole, and keep it for other ranges.
+
+        Raises:
+            RegistryError: it does not come, or is not the promised blob.
         """
-        missing = length
-        partial = response.status_code == _PARTIAL
-        async with aclosing(self._client.wire.pieces(response)) as pieces:
-            async for piece in pieces:
-                if skip >= len(piece):
-                    skip -= len(piece)
-                    continue
-                wanted = piece[skip : skip + missing]
-                if len(wanted) < len(piece) - skip and (partial or length == self.size_bytes):
-                    raise ContentError(f"{self._what}: answer is longer than {length} bytes")
-                skip = 0
-                missing -= len(wanted)
-                if wanted:
-                    yield wanted
-                if not missing and not (partial or length == self.size_bytes):
-                    return
-        if missing:
-            raise TransportError(f"{self._what}: answer lacks {missing} of {length} bytes")
+        length = min(self.size_bytes, PREFIX_BYTES)
+        wanted = Wanted(self._descriptor, 0, length, self._what)
+        async with aclosing(exact_body(endpoint.wire, response, wanted)) as body:
+            prefix = b"".join([piece async for piece in body])
+        if wanted.is_whole:
+            digest = self._descriptor.digest
+            await trio.to_thread.run_sync(verify, prefix, digest, length, self._what)
+        # One at a time: memory is bounded, whatever the number of layers.
+        self._client.prefixes.clear()
+        self._client.prefixes[self._descriptor.digest] = prefix
+        return prefix
 
     @asynccontextmanager
-    async def _answer(self, headers: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
-        """The answer of where the blob is, asking the registry when we do not know (any more)."""
-        if (target := self._target) is not None:
+    async def _respond(
+        self, endpoint: Endpoint, headers: Mapping[str, str]
+    ) -> AsyncIterator[httpx.Response]:
+        """The answer of where the blob is, asking the host when we do not know (any more)."""
+        known = self._at[endpoint]
+        if (target := known.target) is not None:
             try:
-                async with self._client.wire.exchange("GET", target, headers) as response:
+                began = trio.current_time()
+                async with endpoint.wire.exchange("GET", target, headers) as response:
                     if response.status_code not in STALE_STATUSES:
+                        endpoint.health.first_byte(trio.current_time() - began)
                         yield response
                         return
             except TransportError:
-                self._target = None
+                known.target = None
                 raise
-            self._target = None
-        url = self._url or await self._client.url(f"blobs/{self._descriptor.digest}")
-        self._url = url
+            known.target = None
+        if known.url is None:
+            known.url = await endpoint.url(f"blobs/{self._descriptor.digest}")
         scopes = pull_scope(self._client.reference)
-        async with self._client.request("GET", url, scopes, headers) as response:
-            # Not where the registry sends us to itself: that needs our credentials each time.
-            elsewhere = origin(response.url) != origin(url)
-            if elsewhere and response.status_code in (_OK, _PARTIAL):
-                self._target = response.url
+        async with endpoint.request("GET", known.url, scopes, headers) as response:
+            # Not where the host sends us to itself: that needs our credentials each time.
+            elsewhere = origin(response.url) != origin(known.url)
+            if elsewhere and response.status_code in (OK, PARTIAL):
+                known.target = response.url
             yield response
+
+
+def refuse_beyond_prefix(wanted: Wanted) -> None:
+    """Refuse what lies too deep in a blob that comes as a whole only.
+
+    Raises:
+        NoRangesError: it does.
+    """
+    end = wanted.offset + wanted.length
+    if end > PREFIX_BYTES and not wanted.is_whole:
+        raise NoRangesError(
+            f"{wanted.what}: the server sends no ranges, only whole blobs, and {end} bytes of it "
+            f"pass the limit of {PREFIX_BYTES}: this image cannot be read lazily from there"
+        )
+
+
+async def _one(piece: bytes) -> AsyncGenerator[bytes, None]:
+    yield piece

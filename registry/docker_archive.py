@@ -14,6 +14,7 @@ from registry.archive import ArchiveMembers
 from registry.digest import Digest
 from registry.errors import ContentError, InvalidReferenceError, NotFoundError
 from registry.files import PIECE_BYTES, FileRange, check_limit, read_content, read_member
+from registry.health import HostStatus
 from registry.jsondoc import (
     JsonObject,
     as_object,
@@ -186,6 +187,10 @@ class DockerArchiveSource:
         if reader is None or reader.size_bytes != descriptor.size_bytes:
             raise NotFoundError(f"{self._name}: holds no {descriptor.digest}", status=404)
         return reader
+
+    def hosts(self) -> tuple[HostStatus, ...]:
+        """As ``ImageSource.hosts``: none."""
+        return ()
 
 
 def _describe_layer(reader: FileRange) -> Descriptor:

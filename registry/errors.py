@@ -2,13 +2,16 @@
 
     RegistryError                   never raised itself
     ├── InvalidReferenceError       a name that means no image
+    ├── ConfigurationError          a hosts.toml, or a file that it names, that does not work
     ├── CredentialError             a credential file or helper that does not work
     ├── TransportError              no answer, a broken one, or a local file that fails
+    │   └── ProtocolError           an answer that breaks HTTP, or leads where we must not go
     ├── ResponseError               the registry answered, and refused
     │   ├── DeniedError             not allowed (401, 403)
     │   ├── NotFoundError           no such repository, manifest or blob (404)
     │   └── TooManyRequestsError    rate limit (429)
     └── ContentError                not the promised bytes: digest, size, limit, JSON
+        └── NoRangesError           the server sends whole blobs only, and this one is too large
 
 A message is one line that a person can act on. It names host and repository, or the file; it never
 holds a credential or the query of a URL (signed URLs carry their signature there).
@@ -23,6 +26,10 @@ class InvalidReferenceError(RegistryError):
     """The name of an image breaks the grammar, or names what cannot be used so."""
 
 
+class ConfigurationError(RegistryError):
+    """What says how to reach a host cannot be used."""
+
+
 class CredentialError(RegistryError):
     """A credential file cannot be read, or a credential helper failed."""
 
@@ -31,8 +38,16 @@ class TransportError(RegistryError):
     """No answer, a cut one, or a local file that cannot be read; another try may work."""
 
 
+class ProtocolError(TransportError):
+    """An answer that breaks HTTP or the distribution specification; another try hardly helps."""
+
+
 class ContentError(RegistryError):
     """The bytes are not those that were promised, or pass a limit."""
+
+
+class NoRangesError(ContentError):
+    """The server gives blobs as a whole only, and too much would be thrown away."""
 
 
 class ResponseError(RegistryError):

@@ -96,6 +96,10 @@ class FileRange:
         check_range(offset, length, self.size_bytes, self.origin)
         return self._stream(offset, length)
 
+    def distrust(self, offset: int, length: int) -> str:
+        """As ``BlobReader.distrust``: the file is all there is."""
+        return self.origin
+
     @asynccontextmanager
     async def _stream(self, offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
         async with aclosing(self._pieces(offset, offset + length)) as pieces:

@@ -9,9 +9,11 @@ Every async method may be cancelled; what was begun is given up and leaves nothi
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from registry.credentials import Credentials
+from registry.health import HostStatus
 from registry.manifest import Descriptor
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -24,10 +26,15 @@ class Access:
     plain_http: bool = False
     """Speak HTTP without TLS, also to hosts that are not this machine."""
     timeout_s: float = DEFAULT_TIMEOUT_S
-    """Seconds for a connection, for the first byte of an answer, for each stall; 0: for ever."""
+    """Seconds for an operation with all its tries, and for each further MiB; 0: for ever.
+
+    Steps within it get less, so that there is time for another try: see ``registry.deadlines``.
+    """
     user_agent: str = "lazyfs"
     credentials: Credentials | None = None
-    """Used instead of what the credential files say."""
+    """Used for the registry instead of what the credential files say; mirrors never get them."""
+    hosts_dirs: tuple[Path, ...] | None = None
+    """Folders as containerd's ``certs.d``; None: the usual ones of this machine."""
 
 
 class BlobReader(Protocol):
@@ -59,6 +66,13 @@ class BlobReader(Protocol):
         """
         ...
 
+    def distrust(self, offset: int, length: int) -> str:
+        """Report that what a range gave turned out to be wrong; return who gave it, for people.
+
+        Other hosts that have the blob are asked before that one for some time.
+        """
+        ...
+
 
 class ImageSource(Protocol):
     """One image that can be read."""
@@ -82,6 +96,10 @@ class ImageSource(Protocol):
 
     async def open_blob(self, descriptor: Descriptor) -> BlobReader:
         """Random access to a blob, for as long as the source is open."""
+        ...
+
+    def hosts(self) -> tuple[HostStatus, ...]:
+        """How the hosts do that it comes from, none for local files; never waits."""
         ...
 
 

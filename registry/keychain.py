@@ -40,6 +40,63 @@ def credential_files(environment: Mapping[str, str]) -> list[Path]:
     return [*files, settings / "containers/auth.json"]
 
 
+class Keychain:
+    """The credentials for one repository of one host, as they are now.
+
+    They are kept until a credential file changes or ``forget`` is called, since a helper program
+    may take seconds.
+    """
+
+    def __init__(
+        self,
+        registry: str,
+        repository: str,
+        timeout_s: float,
+        explicit: Credentials | None = None,
+    ) -> None:
+        """Look for ``registry``, unless there are ``explicit`` credentials."""
+        self.registry = registry
+        self._repository = repository
+        self._timeout_s = timeout_s
+        self._explicit = explicit
+        self._found: Credentials | None = None
+        self._stamp: tuple[object, ...] | None = None
+
+    def forget(self) -> None:
+        """Look credentials up again when they are wanted next: the known ones are refused."""
+        self._stamp = None
+
+    async def credentials(self) -> Credentials:
+        """What is known; empty credentials if nothing is.
+
+        Raises:
+            CredentialError: a file or helper does not work.
+            ContentError: a file is not a credential file.
+        """
+        if self._explicit is not None:
+            return self._explicit
+        # Taken before the files are read: a change meanwhile is seen the next time.
+        stamp = await trio.to_thread.run_sync(_stamp, credential_files(os.environ))
+        if stamp != self._stamp:
+            self._found = await look_up(self.registry, self._repository, self._timeout_s)
+            self._stamp = stamp
+        return self._found or Credentials()
+
+
+def _stamp(paths: list[Path]) -> tuple[object, ...]:
+    """Something that differs once one of the files has been written."""
+    stamps: list[object] = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError:
+            stamps.append((path, None))
+        else:
+            changed = (status.st_ino, status.st_size, status.st_mtime_ns)
+            stamps.append((path, changed))
+    return tuple(stamps)
+
+
 async def look_up(registry: str, repository: str, timeout_s: float) -> Credentials | None:
     """The credentials for a repository, or None.
 

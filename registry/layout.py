@@ -23,6 +23,7 @@ from registry.files import (
     write_blob,
     write_file,
 )
+from registry.health import HostStatus
 from registry.interfaces import ImageSource
 from registry.jsondoc import encode_json, parse_object, take_string
 from registry.manifest import (
@@ -141,6 +142,10 @@ class LayoutSource:
                 f"{reader.origin}: {reader.size_bytes} bytes, wanted {descriptor.size_bytes}"
             )
         return reader
+
+    def hosts(self) -> tuple[HostStatus, ...]:
+        """As ``ImageSource.hosts``: none."""
+        return ()
 
 
 def check_marker(raw: bytes, where: str) -> None:

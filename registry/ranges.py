@@ -2,7 +2,7 @@
 
 import re
 
-from registry.errors import ContentError, TransportError
+from registry.errors import ContentError, ProtocolError
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.ASCII)
 
@@ -30,15 +30,15 @@ def check_content_range(
     """Check that a partial answer (206) is the part that was asked for.
 
     Raises:
-        TransportError: another part, or no such header (as with several ranges in one answer).
+        ProtocolError: another part, or no such header (as with several ranges in one answer).
         ContentError: the whole has another size than was promised.
     """
     match = _CONTENT_RANGE.fullmatch(header or "")
     if not match:
-        raise TransportError(f"{what}: partial answer with Content-Range {header!r:.80}")
+        raise ProtocolError(f"{what}: partial answer with Content-Range {header!r:.80}")
     first, last, whole = match.groups()
     if (int(first), int(last)) != (offset, offset + length - 1):
-        raise TransportError(
+        raise ProtocolError(
             f"{what}: asked for bytes {offset}-{offset + length - 1}, got {first}-{last}"
         )
     if whole != "*" and int(whole) != size_bytes:

@@ -1,12 +1,20 @@
 """An image in a registry, for reading."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx
 import trio
 
 from registry.blob import RemoteBlob
 from registry.client import RegistryClient
 from registry.digest import Digest, verify
+from registry.endpoint import refuse_page
 from registry.errors import ContentError
 from registry.files import check_limit
+from registry.health import HostStatus
+from registry.hosts import Capability
+from registry.httperrors import host_of
 from registry.manifest import MANIFEST_LIMIT_BYTES, Descriptor, media_type_of, verify_content
 from registry.mediatype import (
     DOCKER_INDEX,
@@ -18,8 +26,11 @@ from registry.mediatype import (
     OCI_INDEX,
     OCI_MANIFEST,
 )
+from registry.retry import ask_again
 
 ACCEPT_MANIFESTS = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
+
+T = TypeVar("T")
 
 
 class RegistrySource:
@@ -40,45 +51,73 @@ class RegistrySource:
         The body is kept for ``fetch_manifest``: the first manifest costs one round trip.
         """
         reference = self.client.reference
-        headers, raw = await self._fetch(str(reference.digest or reference.tag))
-        if reference.digest is not None:
-            digest = reference.digest
-        else:
+        by_digest = reference.digest is not None
+        capability = Capability.PULL if by_digest else Capability.RESOLVE
+        name = str(reference.digest or reference.tag)
+        descriptor, raw = await self._fetch(name, capability, self._describe)
+        if descriptor.media_type in (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED):
+            raise ContentError(f"{self.name}: has an image in Docker's format of before 2016")
+        self._resolved = (descriptor.digest, raw)
+        return descriptor
+
+    def _describe(self, response: httpx.Response, raw: bytes) -> tuple[Descriptor, bytes]:
+        """What an answer to the image's own name is."""
+        refuse_page(response, "")
+        digest = self.client.reference.digest
+        if digest is None:
             digest = Digest.of(raw)
-            if promised := headers.get("docker-content-digest"):
+            if promised := response.headers.get("docker-content-digest"):
                 digest = Digest.parse(promised)
-        verify(raw, digest, len(raw), self.name)
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+        verify(raw, digest, len(raw), f"{self.name} from {host_of(response.url)}")
+        media_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type not in MANIFESTS | INDEXES:
             media_type = media_type_of(raw) or media_type
-        if media_type in (DOCKER_SCHEMA_1, DOCKER_SCHEMA_1_SIGNED):
-            raise ContentError(f"{self.name}: has an image in Docker's format of before 2016")
-        self._resolved = (digest, raw)
-        return Descriptor(media_type, digest, len(raw))
+        return Descriptor(media_type, digest, len(raw)), raw
 
-    async def _fetch(self, tag_or_digest: str) -> tuple[dict[str, str], bytes]:
-        headers, raw = await self.client.fetch(
-            f"manifests/{tag_or_digest}", {"Accept": ACCEPT_MANIFESTS}, MANIFEST_LIMIT_BYTES
-        )
-        return dict(headers), raw
+    async def _fetch(
+        self,
+        tag_or_digest: str,
+        capability: Capability,
+        check: Callable[[httpx.Response, bytes], T],
+    ) -> T:
+        headers = {"Accept": ACCEPT_MANIFESTS}
+        path = f"manifests/{tag_or_digest}"
+        return await self.client.fetch(path, headers, MANIFEST_LIMIT_BYTES, capability, check)
 
     async def fetch_manifest(self, descriptor: Descriptor) -> bytes:
         """As ``ImageSource.fetch_manifest``."""
         check_limit(descriptor, MANIFEST_LIMIT_BYTES, str(self.client))
         if self._resolved and self._resolved[0] == descriptor.digest:
-            raw = self._resolved[1]
-        else:
-            _, raw = await self._fetch(str(descriptor.digest))
-        verify_content(raw, descriptor, str(self.client))
-        return raw
+            verify_content(self._resolved[1], descriptor, str(self.client))
+            return self._resolved[1]
+
+        def check(response: httpx.Response, raw: bytes) -> bytes:
+            refuse_page(response, descriptor.media_type)
+            verify_content(raw, descriptor, f"{self.client} from {host_of(response.url)}")
+            return raw
+
+        return await self._fetch(str(descriptor.digest), Capability.PULL, check)
 
     async def fetch_content(self, descriptor: Descriptor, limit_bytes: int) -> bytes:
         """As ``ImageSource.fetch_content``."""
         check_limit(descriptor, limit_bytes, str(self.client))
-        raw = await RemoteBlob(self.client, descriptor).fetch(0, descriptor.size_bytes)
-        await trio.to_thread.run_sync(verify_content, raw, descriptor, str(self.client))
-        return raw
+        blob = RemoteBlob(self.client, descriptor)
+        names: list[str] = []
+        while True:
+            raw = await blob.fetch(0, descriptor.size_bytes)
+            try:
+                await trio.to_thread.run_sync(verify_content, raw, descriptor, str(self.client))
+            except ContentError:
+                names.append(blob.distrust(0, descriptor.size_bytes))
+                if not ask_again(names):
+                    raise
+            else:
+                return raw
 
     async def open_blob(self, descriptor: Descriptor) -> RemoteBlob:
         """As ``ImageSource.open_blob``; asks the registry for nothing yet."""
         return RemoteBlob(self.client, descriptor)
+
+    def hosts(self) -> tuple[HostStatus, ...]:
+        """As ``ImageSource.hosts``."""
+        return self.client.hosts()

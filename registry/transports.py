@@ -6,7 +6,7 @@ async with open_source("oci:app:latest") as source:
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -14,8 +14,10 @@ import trio
 from registry.archive import ArchiveMembers, open_archive_destination
 from registry.client import RegistryClient
 from registry.docker_archive import DockerArchiveSource
+from registry.endpoint import Endpoint
 from registry.errors import InvalidReferenceError
 from registry.files import FolderMembers, OpenFiles
+from registry.hostfiles import find_hosts
 from registry.interfaces import Access, ImageDestination, ImageSource
 from registry.layout import LayoutDestination, LayoutSource
 from registry.push import RegistryDestination
@@ -24,6 +26,24 @@ from registry.source import RegistrySource
 from registry.wire import Wire
 
 DEFAULT_ACCESS = Access()
+
+
+@asynccontextmanager
+async def open_client(
+    reference: Reference, access: Access = DEFAULT_ACCESS
+) -> AsyncIterator[RegistryClient]:
+    """A client for one repository, at the hosts that this machine's configuration names.
+
+    Raises:
+        ConfigurationError: that configuration cannot be used.
+    """
+    hosts = await trio.to_thread.run_sync(find_hosts, reference, access.hosts_dirs)
+    async with AsyncExitStack() as stack:
+        endpoints = []
+        for config in hosts:
+            wire = await stack.enter_async_context(Wire(access, config))
+            endpoints.append(Endpoint(reference, wire, config))
+        yield RegistryClient(reference, access, endpoints)
 
 
 @asynccontextmanager
@@ -37,8 +57,8 @@ async def open_source(name: str, access: Access = DEFAULT_ACCESS) -> AsyncIterat
     """
     parsed = parse_image_name(name)
     if isinstance(parsed, Reference):
-        async with Wire(access) as wire:
-            yield RegistrySource(RegistryClient(parsed, wire))
+        async with open_client(parsed, access) as client:
+            yield RegistrySource(client)
         return
     files = OpenFiles()
     try:
@@ -70,8 +90,8 @@ async def open_destination(
     """
     parsed = parse_image_name(name)
     if isinstance(parsed, Reference):
-        async with Wire(access) as wire:
-            yield RegistryDestination(RegistryClient(parsed, wire))
+        async with open_client(parsed, access) as client:
+            yield RegistryDestination(client)
     elif parsed.transport is Transport.OCI:
         destination = LayoutDestination(parsed, _absolute(parsed), access.timeout_s)
         await trio.to_thread.run_sync(destination.prepare)

@@ -1,26 +1,34 @@
-"""One HTTP exchange: who may be spoken to, what may be told to whom, and for how long.
+"""HTTP exchanges on behalf of one host: who may be spoken to, what is told to whom, for how long.
 
 Everything of this package that goes over the network goes through ``Wire.exchange``, so that these
 hold everywhere:
 
 - TLS, unless the host is this machine or plain HTTP was asked for; never from TLS back to plain.
-- A redirect to another origin (scheme, host, port) goes without credentials, and so does the rest.
+- A redirect to another origin (scheme, host, port) goes without credentials, client certificate and
+  configured headers, and with all checks of TLS; so does the rest.
 - Every wait ends: connecting, headers, each stall, and a body that only trickles.
 - ``httpx`` errors become ``TransportError`` that names the host, never the query of a URL.
 """
 
+import logging
+import os
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Self, TypeAlias, cast
 
 import httpx
 import trio
 
-from registry.errors import ContentError, TransportError
+from registry.deadlines import INFINITE, SLOWEST_BYTES_PER_S, deadlines
+from registry.errors import ConfigurationError, ContentError, ProtocolError, TransportError
+from registry.hosts import HostConfig
+from registry.httperrors import host_of, http_errors
 from registry.interfaces import Access
+from registry.proxies import proxy_for
 from registry.reference import is_loopback
+from registry.tls import elsewhere_context, host_context, no_context
 
 REDIRECTS_LIMIT = 5
 REDIRECTED_METHODS = frozenset({"GET", "HEAD"})
@@ -28,10 +36,7 @@ REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 CONNECTIONS = 64
 IDLE_CONNECTIONS = 32
 IDLE_S = 60.0
-SLOWEST_BYTES_PER_S = 8 << 10
-"""A peer that is slower than this on the whole is treated as one that does not answer."""
 READ_BYTES = 1 << 20
-CAUSES_LIMIT = 16
 BUFFERED_PIECES = 8
 """More than the HTTP parser holds when a body is given up."""
 DRAIN_BYTES = 64 << 10
@@ -44,7 +49,12 @@ with suppress(ImportError, AttributeError):
 
     AsyncHTTP11Connection.READ_NUM_BYTES = max(READ_BYTES, AsyncHTTP11Connection.READ_NUM_BYTES)
 
+# They log whole URLs and headers: the query of a signed URL, cookies.
+for _name in ("httpx", "httpcore"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
 Content: TypeAlias = bytes | AsyncIterator[bytes] | None
+Headers: TypeAlias = Sequence[tuple[str, str]]
 
 
 def origin(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -52,18 +62,15 @@ def origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-def host_of(url: httpx.URL) -> str:
-    """``host[:port]`` for messages."""
-    return url.netloc.decode("ascii", "replace").rpartition("@")[2]
-
-
 class Wire:
-    """The HTTP connections of one source or destination; use as an async context manager."""
+    """The HTTP connections that serve one host; use as an async context manager."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, config: HostConfig | None = None) -> None:
         self.access = access
+        self.deadlines = deadlines(access.timeout_s, config.dial_timeout_s if config else None)
+        self._config = config or HostConfig("")
         self._stack = AsyncExitStack()
-        self._clients: dict[str, httpx.AsyncClient] = {}
+        self._clients: dict[tuple[str, bool, str | None], httpx.AsyncClient] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,22 +78,26 @@ class Wire:
     async def __aexit__(self, *exception: object) -> None:
         await self._stack.aclose()
 
+    def _is_own(self, url: httpx.URL) -> bool:
+        return host_of(url).lower() == self._config.host
+
     def check_target(self, url: httpx.URL, previous: httpx.URL | None = None) -> None:
         """Refuse a URL that must not be asked.
 
         Raises:
-            TransportError: not HTTP(S), plain where it must not be, or with a user name in it.
+            ProtocolError: not HTTP(S), plain where it must not be, or with a user name in it.
         """
         host = host_of(url)
         if url.scheme not in ("http", "https") or not url.host or url.userinfo:
             sender = host_of(previous) if previous is not None else host
-            raise TransportError(f"{sender}: sent us to an address that is not plain HTTP(S)")
+            raise ProtocolError(f"{sender}: sent us to an address that is not plain HTTP(S)")
         if url.scheme == "https":
             return
         if previous is not None and previous.scheme == "https":
-            raise TransportError(f"{host_of(previous)}: sent us from HTTPS to HTTP ({host})")
-        if not self.access.plain_http and not is_loopback(host):
-            raise TransportError(f"{host}: plain HTTP to another machine must be asked for")
+            raise ProtocolError(f"{host_of(previous)}: sent us from HTTPS to HTTP ({host})")
+        configured = self._config.scheme == "http" and self._is_own(url)
+        if not (self.access.plain_http or configured or is_loopback(host)):
+            raise ProtocolError(f"{host}: plain HTTP to another machine must be asked for")
 
     @asynccontextmanager
     async def exchange(
@@ -95,38 +106,40 @@ class Wire:
         url: httpx.URL,
         headers: Mapping[str, str],
         *,
-        authorization: str | None = None,
+        private: Headers = (),
         content: Content = None,
     ) -> AsyncIterator[httpx.Response]:
         """Send a request, follow redirects, and give the last answer with its body unread.
+
+        ``private`` are headers for the origin of ``url`` only, such as ``Authorization``.
 
         Raises:
             TransportError: no answer, or one that leads where we must not go.
         """
         self.check_target(url)
         for _ in range(REDIRECTS_LIMIT + 1):
-            async with self._send(method, url, headers, authorization, content) as response:
+            async with self._send(method, url, headers, private, content) as response:
                 follow = response.status_code in REDIRECT_STATUSES and method in REDIRECTED_METHODS
                 if not follow:
                     yield response
                     return
                 target = self.resolve_location(response)
             if origin(target) != origin(url):
-                authorization = None
+                private = ()
             url = target
-        raise TransportError(f"{host_of(url)}: more than {REDIRECTS_LIMIT} redirects")
+        raise ProtocolError(f"{host_of(url)}: more than {REDIRECTS_LIMIT} redirects")
 
     def resolve_location(self, response: httpx.Response) -> httpx.URL:
         """Where the ``Location`` of an answer leads, absolute.
 
         Raises:
-            TransportError: it is missing or broken, or we must not go there.
+            ProtocolError: it is missing or broken, or we must not go there.
         """
         host = host_of(response.url)
         try:
             target = response.url.join(response.headers["location"])
         except (KeyError, httpx.InvalidURL, ValueError) as error:
-            raise TransportError(f"{host}: answer without a usable Location") from error
+            raise ProtocolError(f"{host}: answer without a usable Location") from error
         self.check_target(target, response.url)
         return target
 
@@ -136,26 +149,50 @@ class Wire:
         method: str,
         url: httpx.URL,
         headers: Mapping[str, str],
-        authorization: str | None,
+        private: Headers,
         content: Content,
     ) -> AsyncIterator[httpx.Response]:
-        client = self._client(url.scheme)
-        sent = dict(headers)
-        if authorization is not None:
-            sent["Authorization"] = authorization
-        with self.http_errors(url):
-            request = client.build_request(method, url, headers=sent, content=content)
-            with trio.move_on_after(self._answer_limit_s(content)) as deadline:
-                response = await client.send(
-                    request, stream=True, auth=None, follow_redirects=False
-                )
-        if deadline.cancelled_caught:
-            raise TransportError(f"{host_of(url)}: no complete answer in time")
+        client = self._client(url)
+        sent = [*private, *headers.items()]
+        with http_errors(url, self.deadlines):
+            response = await self._first_answer(client, method, url, sent, content)
         try:
             yield response
             await self._drain(response)
         finally:
             await response.aclose()
+
+    async def _first_answer(
+        self,
+        client: httpx.AsyncClient,
+        method: str,
+        url: httpx.URL,
+        sent: Headers,
+        content: Content,
+    ) -> httpx.Response:
+        """Send, once more if the server had closed the connection that was kept for us."""
+        may_repeat = method in REDIRECTED_METHODS
+        while True:
+            note = _ConnectionNote()
+            request = client.build_request(
+                method,
+                url,
+                headers=sent,
+                content=content,
+                timeout=self._timeout(method),
+                extensions={"trace": note},
+            )
+            with trio.move_on_after(self._answer_limit_s(method, content)):
+                try:
+                    return await client.send(
+                        request, stream=True, auth=None, follow_redirects=False
+                    )
+                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    if note.connected or not may_repeat:
+                        raise
+                    may_repeat = False
+                    continue
+            raise TransportError(f"{host_of(url)}: no complete answer in time")
 
     async def _drain(self, response: httpx.Response) -> None:
         """Read a short body that nobody wanted: only then can the connection be used again."""
@@ -168,34 +205,70 @@ class Wire:
                     async for _ in pieces:
                         pass
 
-    def _answer_limit_s(self, content: Content) -> float:
-        """How long sending and waiting for the headers may take, whatever drips in meanwhile."""
-        if not self.access.timeout_s or not (content is None or isinstance(content, bytes)):
-            return float("inf")
-        return 2 * self.access.timeout_s + len(content or b"") / SLOWEST_BYTES_PER_S
+    def _answer_wait_s(self, method: str) -> float:
+        reading = method in REDIRECTED_METHODS
+        return self.deadlines.first_byte_s if reading else self.deadlines.upload_s
 
-    def _client(self, scheme: str) -> httpx.AsyncClient:
-        """The client for a scheme, made when it is first needed: reading CAs takes 20 ms."""
-        if scheme not in self._clients:
-            timeout = httpx.Timeout(self.access.timeout_s or None)
+    def _timeout(self, method: str) -> httpx.Timeout:
+        limits = self.deadlines
+        wait_s = self._answer_wait_s(method)
+        return httpx.Timeout(
+            connect=limits.connect_s,
+            read=None if wait_s == INFINITE else wait_s,
+            write=limits.stall_s,
+            pool=limits.first_byte_s,
+        )
+
+    def _answer_limit_s(self, method: str, content: Content) -> float:
+        """How long sending and waiting for the headers may take, whatever drips in meanwhile."""
+        if not (content is None or isinstance(content, bytes)):
+            return INFINITE
+        limits = self.deadlines
+        sending_s = len(content or b"") / SLOWEST_BYTES_PER_S
+        # A connection may be waited for, then made: by TCP and by TLS.
+        return 2 * limits.connect_s + self._answer_wait_s(method) + sending_s
+
+    def _client(self, url: httpx.URL) -> httpx.AsyncClient:
+        """The client for a URL, made when it is first needed: reading CAs takes 20 ms."""
+        own = self._is_own(url)
+        proxy = proxy_for(url.scheme, url.host, url.port, os.environ)
+        key = (url.scheme, own, proxy)
+        if key not in self._clients:
+            limits = httpx.Limits(
+                max_connections=CONNECTIONS,
+                max_keepalive_connections=IDLE_CONNECTIONS,
+                keepalive_expiry=IDLE_S,
+            )
+            tls = self._tls(url.scheme, own)
             client = httpx.AsyncClient(
-                # Without CAs, a slip that sent HTTPS through the plain client would fail.
-                verify=_tls() if scheme == "https" else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),
-                timeout=timeout,
-                limits=httpx.Limits(
-                    max_connections=CONNECTIONS,
-                    max_keepalive_connections=IDLE_CONNECTIONS,
-                    keepalive_expiry=IDLE_S,
-                ),
+                transport=self._transport(tls, limits, proxy),
+                trust_env=False,
                 headers={"User-Agent": self.access.user_agent, "Accept-Encoding": "identity"},
                 # Cookies know no ports: what one server sets, another on this machine would get.
                 cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-                # A proxy cannot reach this machine's loopback.
-                mounts={f"all://{host}": None for host in ("localhost", "127.0.0.1", "[::1]")},
             )
             self._stack.push_async_callback(client.aclose)
-            self._clients[scheme] = client
-        return self._clients[scheme]
+            self._clients[key] = client
+        return self._clients[key]
+
+    def _tls(self, scheme: str, own: bool) -> ssl.SSLContext:
+        if scheme != "https":
+            return no_context()
+        return host_context(self._config) if own else elsewhere_context(self._config)
+
+    def _transport(
+        self, tls: ssl.SSLContext, limits: httpx.Limits, proxy: str | None
+    ) -> httpx.AsyncHTTPTransport:
+        try:
+            chosen = None if proxy is None else httpx.Proxy(proxy)
+            return httpx.AsyncHTTPTransport(
+                verify=tls, trust_env=False, limits=limits, proxy=chosen
+            )
+        except (ImportError, ValueError, httpx.InvalidURL) as error:
+            # What is wrong with it is not told: it may hold a password.
+            raise ConfigurationError(
+                "the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names cannot be used"
+            ) from error
 
     async def pieces(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
         """The body as it comes, with a limit on the time spent waiting for it.
@@ -208,17 +281,23 @@ class Wire:
         encoding = response.headers.get("content-encoding", "identity").lower()
         if encoding not in ("", "identity"):
             raise ContentError(f"{host}: answer with content encoding {encoding!r:.40}")
-        allowed_s = self.access.timeout_s or float("inf")
+        stall_s = self.deadlines.stall_s
+        allowed_s = stall_s
         waited_s = 0.0
         body = cast("AsyncGenerator[bytes, None]", response.aiter_raw())
         try:
             while True:
                 before = trio.current_time()
-                with self.http_errors(response.url):
+                with (
+                    http_errors(response.url, self.deadlines),
+                    trio.move_on_after(stall_s) as stall,
+                ):
                     try:
                         piece = await anext(body)
                     except StopAsyncIteration:
                         return
+                if stall.cancelled_caught:
+                    raise TransportError(f"{host}: answer stalled for {stall_s:g} s")
                 waited_s += trio.current_time() - before
                 allowed_s += len(piece) / SLOWEST_BYTES_PER_S
                 if waited_s > allowed_s:
@@ -246,23 +325,18 @@ class Wire:
                 parts.append(piece)
         return b"".join(parts)
 
-    @contextmanager
-    def http_errors(self, url: httpx.URL) -> Iterator[None]:
-        """Turn what httpx raises into errors of this package."""
-        host = host_of(url)
-        try:
-            yield
-        except httpx.ConnectTimeout as error:
-            raise TransportError(
-                f"{host}: no connection within {self.access.timeout_s:g} s"
-            ) from error
-        except httpx.TimeoutException as error:
-            raise TransportError(f"{host}: no answer within {self.access.timeout_s:g} s") from error
-        except httpx.ConnectError as error:
-            raise TransportError(f"{host}: cannot connect: {_reason(error)}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError, UnicodeError) as error:
-            # UnicodeError: a host in a redirect that no name can be looked up for.
-            raise TransportError(f"{host}: connection failed: {_reason(error)}") from error
+
+class _ConnectionNote:
+    """Notes whether a request needed a new connection (httpcore's ``trace`` extension)."""
+
+    __slots__ = ("connected",)
+
+    def __init__(self) -> None:
+        self.connected = False
+
+    async def __call__(self, name: str, info: object) -> None:
+        if name == "connection.connect_tcp.started":
+            self.connected = True
 
 
 async def _end(response: httpx.Response, body: AsyncGenerator[bytes, None]) -> None:
@@ -278,28 +352,3 @@ async def _end(response: httpx.Response, body: AsyncGenerator[bytes, None]) -> N
             for _ in range(BUFFERED_PIECES):
                 await anext(body)
         await body.aclose()
-
-
-def _reason(error: BaseException) -> str:
-    """What the operating system or OpenSSL says, else httpx: wrappers between them say nothing."""
-    text = ""
-    for _ in range(CAUSES_LIMIT):
-        if isinstance(error, OSError):
-            text = error.strerror or str(error)
-        elif isinstance(error, httpx.HTTPError | httpx.InvalidURL | UnicodeError):
-            text = text or str(error)
-        cause = error.__cause__ or error.__context__
-        if cause is None:
-            break
-        error = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause
-    if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text.lower():
-        return "it does not speak TLS (plain HTTP must be asked for)"
-    return text.splitlines()[0][:200] if text else type(error).__name__
-
-
-def _tls() -> ssl.SSLContext:
-    """The machine's own certificate authorities, else those that come with httpx."""
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile or paths.capath:
-        return ssl.create_default_context()
-    return httpx.create_ssl_context()

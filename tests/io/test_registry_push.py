@@ -7,7 +7,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from registry.client import RegistryClient
 from registry.credentials import Credentials
 from registry.digest import Digest
 from registry.errors import ContentError, RegistryError, ResponseError, TransportError
@@ -17,7 +16,7 @@ from registry.mediatype import OCI_MANIFEST, OCTET_STREAM
 from registry.push import RegistryDestination
 from registry.reference import parse_reference
 from registry.source import RegistrySource
-from registry.wire import Wire
+from registry.transports import open_client
 from tests.support.http_server import Reply, Request, scripted_server
 
 DATA = bytes(range(256)) * 20
@@ -104,8 +103,7 @@ async def give(*pieces: bytes) -> AsyncIterator[bytes]:
 async def push_to(habits: Habits, chunk_bytes: int = 1000) -> list[Request]:
     async with scripted_server(habits.answer) as server:
         access = Access(timeout_s=5, credentials=Credentials("u", "p"))
-        async with Wire(access) as wire:
-            client = RegistryClient(parse_reference(f"{server.host}/a:b"), wire)
+        async with open_client(parse_reference(f"{server.host}/a:b"), access) as client:
             target = RegistryDestination(client, chunk_bytes)
             await target.push_blob(BLOB, functools.partial(give, DATA[:99], DATA[99:]))
             assert await target.has_blob(BLOB)
@@ -195,8 +193,10 @@ async def test_a_manifest_that_comes_out_as_another():
         other = str(Digest.of(b"other"))
         return Reply(201, headers={"Docker-Content-Digest": other})
 
-    async with scripted_server(answer) as server, Wire(Access()) as wire:
-        client = RegistryClient(parse_reference(f"{server.host}/a:b"), wire)
+    async with (
+        scripted_server(answer) as server,
+        open_client(parse_reference(f"{server.host}/a:b")) as client,
+    ):
         target = RegistryDestination(client)
         descriptor = Descriptor(OCI_MANIFEST, Digest.of(b"{}"), 2)
         with pytest.raises(ContentError, match="stored sha256"):
@@ -217,16 +217,20 @@ async def test_a_mount_that_is_refused():
             return Reply(405)
         return Reply(200)
 
-    async with scripted_server(answer) as server, Wire(Access()) as wire:
-        here = RegistryClient(parse_reference(f"{server.host}/two:b"), wire)
-        there = RegistryClient(parse_reference(f"{server.host}/one:b"), wire)
+    async with (
+        scripted_server(answer) as server,
+        open_client(parse_reference(f"{server.host}/two:b")) as here,
+        open_client(parse_reference(f"{server.host}/one:b")) as there,
+    ):
         assert await RegistryDestination(here).mount_blob(BLOB, RegistrySource(there)) is False
 
 
 @pytest.mark.parametrize("status", [204, 301, 307, 409, 418, 500])
 async def test_a_manifest_that_is_refused(status, autojump_clock):
-    async with scripted_server(lambda _: Reply(status)) as server, Wire(Access()) as wire:
-        client = RegistryClient(parse_reference(f"{server.host}/a:b"), wire)
+    async with (
+        scripted_server(lambda _: Reply(status)) as server,
+        open_client(parse_reference(f"{server.host}/a:b")) as client,
+    ):
         with pytest.raises(RegistryError, match=server.host):
             await RegistryDestination(client).push_manifest(
                 b"{}", Descriptor(OCI_MANIFEST, Digest.of(b"{}"), 2)

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from registry import client, push
-from registry.client import RegistryClient
+from registry import endpoint, push
 from registry.credentials import Credentials
 from registry.digest import Digest
 from registry.errors import (
@@ -26,8 +25,7 @@ from registry.manifest import Descriptor, Index, decode_manifest, describe
 from registry.mediatype import OCI_INDEX, OCI_MANIFEST, OCTET_STREAM
 from registry.push import RegistryDestination
 from registry.reference import parse_reference
-from registry.transports import open_destination, open_source
-from registry.wire import Wire
+from registry.transports import open_client, open_destination, open_source
 from tests.support.http_server import Reply, Request, scripted_server
 from tests.support.image_copy import copy_blob, copy_image, read_image
 from tests.support.registry_server import (
@@ -81,8 +79,8 @@ async def copy(source_name: str, target_name: str, access: Access = ANONYMOUS) -
 async def destination(
     name: str, chunk_bytes: int, access: Access = ANONYMOUS
 ) -> AsyncIterator[RegistryDestination]:
-    async with Wire(access) as wire:
-        yield RegistryDestination(RegistryClient(parse_reference(name), wire), chunk_bytes)
+    async with open_client(parse_reference(name), access) as client:
+        yield RegistryDestination(client, chunk_bytes)
 
 
 async def give(*pieces: bytes) -> AsyncIterator[bytes]:
@@ -418,7 +416,7 @@ async def test_a_token_from_a_credential_file_is_sent_as_it_is():
         ({"Docker-Content-Digest": str(Digest.of(b"x"))}, b"{}", ContentError, "wanted .*found"),
         ({"Docker-Content-Digest": "nonsense"}, b"{}", ContentError, "not a digest"),
         ({"Docker-Content-Digest": str(Digest.of(b"{}", "sha512"))}, b"{}", None, ""),
-        ({"Content-Type": "text/html"}, b"<html>", ContentError, "not JSON"),
+        ({"Content-Type": "text/html"}, b"<html>", TransportError, "sent a web page"),
         ({"Content-Type": "application/json"}, b'{"mediaType": "x"}', None, ""),
         (
             {"Content-Type": "application/vnd.docker.distribution.manifest.v1+prettyjws"},
@@ -429,7 +427,7 @@ async def test_a_token_from_a_credential_file_is_sent_as_it_is():
         ({}, bytes(5 << 20), ContentError, "limit"),
     ],
 )
-async def test_manifests_of_odd_servers(headers, body, error, why):
+async def test_manifests_of_odd_servers(headers, body, error, why, autojump_clock):
     reply = Reply(200, body, {"Content-Type": OCI_MANIFEST, **headers})
     async with (
         scripted_server(lambda _: reply) as server,
@@ -449,7 +447,7 @@ async def test_manifests_of_odd_servers(headers, body, error, why):
                 await source.resolve()
 
 
-async def test_an_expired_token_is_replaced(tmp_path, autojump_clock):
+async def test_an_expired_token_is_replaced(tmp_path, mock_clock):
     image = write_layout(tmp_path / "in", "v1", FILES)
     async with token_registry(tmp_path) as (registry, service):
         name = f"{registry.host}/app:v1"
@@ -458,7 +456,7 @@ async def test_an_expired_token_is_replaced(tmp_path, autojump_clock):
         async with open_source(name, Access(timeout_s=0, credentials=LOGIN)) as source:
             await source.resolve()
             assert len(service.given) == 1
-            await trio.sleep(120)
+            mock_clock.jump(120)
             config = decode_manifest(image.manifest, OCI_MANIFEST)
             await source.fetch_content(config.config, 1 << 20)
             assert len(service.given) == 2
@@ -504,7 +502,7 @@ async def test_tls_on_loopback_is_found(tmp_path, monkeypatch):
 
 
 async def test_plain_http_where_tls_was_wanted(registry, monkeypatch):
-    monkeypatch.setattr(client, "is_loopback", lambda _: False)
+    monkeypatch.setattr(endpoint, "is_loopback", lambda _: False)
     async with open_source(f"{registry.host}/app:v1", Access(timeout_s=2)) as source:
         with pytest.raises(TransportError, match="does not speak TLS"):
             await source.resolve()

@@ -1,0 +1,84 @@
+"""A second request when the first is slow: whoever answers first is listened to.
+
+Only the wait for the head of an answer is run twice; the slower one is hung up on before its body.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Generic, TypeVar
+
+import trio
+
+from registry.attempts import note_failure
+from registry.endpoint import Endpoint
+from registry.errors import RegistryError
+
+T = TypeVar("T")
+Opener = Callable[[Endpoint], AbstractAsyncContextManager[T]]
+
+
+@asynccontextmanager
+async def hedged(
+    first: Endpoint, second: Callable[[], Endpoint], delay_s: float, open_at: Opener[T]
+) -> AsyncIterator[tuple[Endpoint, T]]:
+    """What ``open_at`` opens, at ``first`` or, if it takes longer than ``delay_s``, at ``second``.
+
+    Raises:
+        RegistryError: that of ``first``; ``second``, if it was asked, has failed as well.
+    """
+    race = _Race(open_at)
+    try:
+        await race.run(first, second, delay_s)
+        if race.winner is None:
+            raise race.errors[first]
+        yield race.winner
+    finally:
+        with trio.CancelScope(shield=True):
+            await race.opened.aclose()
+
+
+class _Race(Generic[T]):
+    def __init__(self, open_at: Opener[T]) -> None:
+        self._open_at = open_at
+        self.winner: tuple[Endpoint, T] | None = None
+        self.opened = AsyncExitStack()
+        """What the winner must close."""
+        self.errors: dict[Endpoint, RegistryError] = {}
+        self._hedged = False
+
+    async def run(self, first: Endpoint, second: Callable[[], Endpoint], delay_s: float) -> None:
+        began = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._later, second, delay_s, nursery.cancel_scope)
+            await self._enter(first, nursery.cancel_scope)
+            if not self._hedged:
+                nursery.cancel_scope.cancel()
+        if self.winner is not None and self.winner[0] is not first:
+            # It would have taken longer still: or a slow host would never come to be known as one.
+            first.health.first_byte(trio.current_time() - began)
+
+    async def _later(
+        self, second: Callable[[], Endpoint], delay_s: float, everything: trio.CancelScope
+    ) -> None:
+        await trio.sleep(delay_s)
+        self._hedged = True
+        endpoint = second()
+        endpoint.health.hedged(trio.current_time())
+        await self._enter(endpoint, everything, hedge=True)
+
+    async def _enter(
+        self, endpoint: Endpoint, everything: trio.CancelScope, *, hedge: bool = False
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            try:
+                value = await stack.enter_async_context(self._open_at(endpoint))
+            except RegistryError as error:
+                if hedge:
+                    note_failure(endpoint, error)
+                else:
+                    self.errors[endpoint] = error
+                return
+            if self.winner is None:
+                self.winner = (endpoint, value)
+                self.opened = stack.pop_all()
+                everything.cancel()
