@@ -4,9 +4,11 @@ The tag is resolved to a digest, the digest proves the index, the index names th
 digest, and so on: what ``open_blob`` gives is all that remains to be proven.
 """
 
+import json
 from dataclasses import dataclass, replace
 
 from lazyfs.errors import PlanError, SourceUnavailableError
+from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.interfaces import ImageSource
 from registry.manifest import Descriptor, Index, Manifest, choose_platform, decode
@@ -33,6 +35,19 @@ class ResolvedImage:
     """The platform that was chosen; empty where no index asked for a choice."""
 
 
+def pin_of(resolved: ResolvedImage) -> str:
+    """What names the manifest of ``resolved`` for ever, for ``resolve_pinned``."""
+    descriptor = resolved.descriptor
+    return json.dumps(
+        {
+            "mediaType": descriptor.media_type,
+            "digest": str(descriptor.digest),
+            "size": descriptor.size_bytes,
+            "platform": resolved.platform,
+        }
+    )
+
+
 def wanted_platform(text: str | None) -> Platform:
     """The platform to choose: ``text`` or this machine's, with EROFS layers preferred.
 
@@ -54,6 +69,25 @@ async def resolve_image(source: ImageSource, platform: str | None) -> ResolvedIm
         return await _resolve(source, wanted_platform(platform))
     except RegistryError as error:
         raise SourceUnavailableError(str(error)) from error
+
+
+async def resolve_pinned(source: ImageSource, pin: str) -> ResolvedImage:
+    """The image that ``pin_of`` named, whatever the name of ``source`` means by now.
+
+    Raises:
+        SourceUnavailableError: the registry cannot be asked, or has that manifest no more.
+        PlanError: what is named is no manifest.
+    """
+    values = json.loads(pin)
+    digest = Digest.parse(values["digest"])
+    descriptor = Descriptor(values["mediaType"], digest, values["size"])
+    try:
+        document = decode(await source.fetch_manifest(descriptor), descriptor.media_type)
+    except RegistryError as error:
+        raise SourceUnavailableError(str(error)) from error
+    if isinstance(document, Index):
+        raise PlanError(f"{source.name}: {digest} is an index, not a manifest")
+    return ResolvedImage(source.name, descriptor, document, (), values["platform"])
 
 
 async def _resolve(source: ImageSource, wanted: Platform) -> ResolvedImage:

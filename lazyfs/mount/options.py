@@ -21,6 +21,7 @@ from lazyfs.model import VerifyMode
 DEFAULT_CACHE_SIZE_BYTES = 10 << 30
 DEFAULT_TIMEOUT_S = 30.0
 PREFETCH_CHOICES = ("none", "all")
+ON_TIMEOUT_CHOICES = ("eio", "etimedout")
 
 
 def default_cache_dir() -> Path:
@@ -52,6 +53,11 @@ class MountOptions:
     """Honour set-user-ID bits in the image."""
     dev: bool = False
     """Honour device nodes in the image."""
+    on_timeout: str = ON_TIMEOUT_CHOICES[0]
+    """What a reader gets after ``timeout_s``: ``eio`` or ``etimedout``."""
+    pin: str | None = None
+    """No choice of the user: exactly what was mounted (``MountedImage.pin``), where a daemon takes
+    a mount over; None: what the image's name means now."""
 
     def to_json(self) -> str:
         """One line that ``from_json`` reads."""
@@ -80,6 +86,11 @@ class MountedImage(Protocol):
     @property
     def tree(self) -> ImageTree:
         """What FUSE serves."""
+        ...
+
+    @property
+    def pin(self) -> str:
+        """Names exactly this image, whatever its name may mean later: for ``MountOptions.pin``."""
         ...
 
     def status(self) -> dict[str, object]:

@@ -9,7 +9,7 @@ from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import OpenLayer
 from lazyfs.mount.options import MountOptions
-from lazyfs.resolve import ResolvedImage
+from lazyfs.resolve import ResolvedImage, pin_of
 from registry.manifest import Descriptor
 
 MAX_COUNTED_CHUNKS = 20_000
@@ -54,6 +54,10 @@ class ImageReport:
     store: ChunkStore
     options: MountOptions
 
+    def pin(self) -> str:
+        """The manifest, whatever the image's tag will mean."""
+        return pin_of(self.resolved)
+
     def document(self) -> dict[str, object]:
         """The status of this moment."""
         return {
@@ -79,6 +83,10 @@ class LocalReport:
 
     name: str
     files: Sequence[LocalFile]
+
+    def pin(self) -> str:
+        """Which files these are, and in which state."""
+        return ",".join(file.identity for file in self.files)
 
     def document(self) -> dict[str, object]:
         """The status of this moment."""
