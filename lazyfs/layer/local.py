@@ -24,7 +24,11 @@ class LocalFile(PagedReader):
         """
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._path = path
-        super().__init__(number, os.lseek(self._file, 0, os.SEEK_END), pages, LayerCounters())
+        found = os.fstat(self._file)
+        size_bytes = os.lseek(self._file, 0, os.SEEK_END)  # that of a block device, too
+        super().__init__(number, size_bytes, pages, LayerCounters())
+        self.identity = f"{found.st_dev}:{found.st_ino}:{size_bytes}:{found.st_mtime_ns}"
+        """Tells this file in this state from any other."""
 
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Bytes of the file.
