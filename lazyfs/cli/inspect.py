@@ -19,7 +19,7 @@ from pathlib import Path
 
 import trio
 
-from lazyfs.cli.values import format_size, seconds
+from lazyfs.cli.values import format_size, printable, seconds
 from lazyfs.inspect import describe, describe_local, layer_of, walk
 from lazyfs.localname import parse_local_image
 from lazyfs.model import Attributes, NodeId
@@ -115,10 +115,9 @@ def _entry(path: bytes, node: NodeId, attributes: Attributes) -> Document:
 
 def _tree_line(entry: Document) -> str:
     path = str(entry["path"]).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in path)
     return (
         f"{entry['layer']:>3} {entry['mode']} {entry['uid']:>5} {entry['gid']:>5} "
-        f"{entry['size']:>12} {shown}"
+        f"{entry['size']:>12} {printable(path)}"
     )
 
 

@@ -37,6 +37,7 @@ COMMANDS = (
     Command("status", "lazyfs.cli.status", "show what is mounted and what it has fetched"),
     Command("inspect", "lazyfs.cli.inspect", "show an image's layers, tables and tree"),
     Command("unpack", "lazyfs.cli.unpack", "unpack the layers of an image into files"),
+    Command("verify", "lazyfs.cli.verify", "check all of an image and say what is broken"),
 )
 
 EPILOG = """\
@@ -45,7 +46,7 @@ An image is named as skopeo names it; docker:// may be left out:
   oci:DIR[:TAG]                     an OCI layout folder
   oci-archive:FILE[:TAG]            the same in a tar file
   docker-archive:FILE               as "docker save" writes it (source only)
-  erofs:FILE[,device=FILE...]       a local EROFS image (mount and inspect)
+  erofs:FILE[,device=FILE...]       a local EROFS image (mount, inspect, verify)
 
 Example:
   lazyfs convert docker-archive:app.tar oci:app:latest

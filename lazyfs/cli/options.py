@@ -1,6 +1,7 @@
 """Options that several commands share, and what they mean."""
 
 import argparse
+import os
 
 from lazyfs.cli.values import seconds
 from registry.interfaces import DEFAULT_TIMEOUT_S, Access
@@ -33,6 +34,24 @@ def add_access(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    """Declare how many threads work."""
+    parser.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        default=len(os.sched_getaffinity(0)),
+        help="threads that check and decompress (default: one per processor)",
+    )
+
+
 def access_of(args: argparse.Namespace) -> Access:
     """How to reach the registry, by the options of ``add_access``."""
     return Access(plain_http=args.plain_http, timeout_s=args.timeout)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"not a positive number: {text!r}")
+    return number

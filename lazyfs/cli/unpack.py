@@ -25,13 +25,13 @@ from typing import Any
 
 import trio
 
-from lazyfs.cli.options import IMAGE_HELP, access_of, add_access, add_platform
+from lazyfs.cli.options import IMAGE_HELP, access_of, add_access, add_jobs, add_platform
 from lazyfs.cli.progress import open_progress
 from lazyfs.cli.values import format_size
 from lazyfs.errors import UnpackError, innermost
 from lazyfs.localname import parse_local_image
 from lazyfs.unpack.image import unpack_image
-from lazyfs.unpack.options import DEFAULT_JOBS, TreeChoice, UnpackOptions
+from lazyfs.unpack.options import TreeChoice, UnpackOptions
 from lazyfs.unpack.results import LayerResult, UnpackResult
 from registry.transports import open_source
 
@@ -55,14 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which dm-verity tree comes behind the image: the layer's own, if it has one "
         "(default); one that containerd can mount; none",
     )
-    parser.add_argument(
-        "--jobs",
-        type=_positive,
-        metavar="N",
-        default=DEFAULT_JOBS,
-        help="threads that check and decompress (default: one per processor)",
-    )
     add_platform(parser)
+    add_jobs(parser)
     add_access(parser)
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")
@@ -100,13 +94,6 @@ async def _unpack(args: argparse.Namespace) -> UnpackResult:
     with open_progress(quiet=args.quiet) as progress:
         async with open_source(args.image, access_of(args)) as source:
             return await unpack_image(source, args.directory, options, progress)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"not a positive number: {text!r}")
-    return number
 
 
 def _describe(layer: LayerResult) -> list[str]:

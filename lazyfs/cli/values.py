@@ -41,3 +41,8 @@ def format_size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal could take for orders, or cannot show, as escapes."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -52,7 +52,10 @@ async def unpack_image(
 
 
 def _jobs(
-    layers: Sequence[Descriptor], diff_ids: Sequence[Digest], folder: Path, options: UnpackOptions
+    layers: Sequence[Descriptor],
+    diff_ids: Sequence[Digest | None],
+    folder: Path,
+    options: UnpackOptions,
 ) -> list[LayerJob]:
     """What is to be done for each layer, chunk indexes left out."""
     plan_layers(layers, VerifyMode.ALWAYS)  # refuses what cannot be mounted
@@ -64,15 +67,17 @@ def _jobs(
     for number, layer in enumerate(layers, 1):
         if layer.media_type == CHUNK_INDEX_LAYER or number not in (options.layers or [number]):
             continue
-        if diff_ids[number - 1].algorithm != "sha256":
-            raise UnpackError(f"layer {number}: diff ID {diff_ids[number - 1]} is not sha256")
         following = layers[number] if number < len(layers) else None
+        plan = plan_layer(f"layer {number}", layer, following, VerifyMode.ALWAYS)
+        diff_id = diff_ids[number - 1] or plan.diff_id
+        if diff_id is None or diff_id.algorithm != "sha256":
+            raise UnpackError(f"layer {number}: its diff ID is not sha256: {diff_id}")
         is_image = is_erofs_layer(layer.media_type) is not None
         jobs.append(
             LayerJob(
                 number=number,
-                plan=plan_layer(f"layer {number}", layer, following, VerifyMode.ALWAYS),
-                diff_id=diff_ids[number - 1],
+                plan=plan,
+                diff_id=diff_id,
                 path=folder / f"{number:0{width}}-{layer.digest.encoded[:12]}",
                 file_name=IMAGE_NAME if is_image else DEVICE_NAME,
                 tree=options.tree if is_image else TreeChoice.NONE,

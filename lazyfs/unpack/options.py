@@ -1,10 +1,7 @@
 """What a user can choose about unpacking."""
 
-import os
 from dataclasses import dataclass
 from enum import StrEnum
-
-DEFAULT_JOBS = len(os.sched_getaffinity(0))
 
 
 class TreeChoice(StrEnum):
@@ -26,5 +23,5 @@ class UnpackOptions:
     tree: TreeChoice = TreeChoice.LAYER
     layers: tuple[int, ...] = ()
     """Only these, counted from 1 at the bottom; none: all."""
-    jobs: int = DEFAULT_JOBS
+    jobs: int = 2
     """Threads that check and decompress."""

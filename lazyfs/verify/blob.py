@@ -1,0 +1,396 @@
+"""One layer's blob, read once from its start: every digest that there is for a part of it.
+
+The content goes to a temporary file, for what comes after: dm-verity blocks that lie in two
+chunks, and the EROFS image. What is broken leaves a hole there that nobody may read.
+"""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar, TypeVarTuple
+
+import trio
+
+from lazyfs.convert.progress import ProgressTask
+from lazyfs.errors import (
+    DigestMismatchError,
+    ImageFormatError,
+    LazyfsError,
+    PlanError,
+    TruncatedRecordError,
+    UnsupportedFeatureError,
+    VerificationError,
+)
+from lazyfs.layer.blockproof import BlockProof, BrokenData
+from lazyfs.layer.contentfile import ContentFile
+from lazyfs.layer.contenthash import ContentHash
+from lazyfs.layer.fetcher import cut
+from lazyfs.layer.limits import Limits
+from lazyfs.layer.metadata import LayerMetadata, VerityMetadata, fetch_metadata, plain_metadata
+from lazyfs.layer.placement import file_size, payload_offset
+from lazyfs.layer.source import RegistrySource
+from lazyfs.layer.streamed import decode_into
+from lazyfs.model import ByteRange
+from lazyfs.plan import LayerPlan
+from lazyfs.seekable.mediatypes import LayerEncoding
+from lazyfs.verify.findings import Kind, LayerReport, place
+from lazyfs.verity.audit import BrokenBlock
+from registry.digest import Digest
+from registry.manifest import Descriptor
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+TAIL_BYTES = 1 << 20
+"""What is no chunk is read in pieces of this size."""
+
+
+class Content:
+    """What could be had of a layer's content."""
+
+    def __init__(self, file: ContentFile, size_bytes: int, broken: list[ByteRange]) -> None:
+        """Take a file and what is missing in it.
+
+        Args:
+            file: begins with the image.
+            size_bytes: of the image.
+            broken: ranges that could not be had, in order.
+        """
+        self.size_bytes = size_bytes
+        self._file = file
+        self._broken = broken
+
+    def check(self, offset: int, length: int) -> None:
+        """Check that bytes are there.
+
+        Raises:
+            TruncatedRecordError: they pass the end.
+            DigestMismatchError: they lie in something broken.
+        """
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise TruncatedRecordError(
+                f"{length} bytes at offset {offset} pass the end of an image of "
+                f"{self.size_bytes} bytes"
+            )
+        index = bisect_right(self._broken, offset, key=lambda where: where.offset) - 1
+        for where in self._broken[max(0, index) : index + 2]:
+            if where.offset < offset + length and offset < where.end:
+                raise DigestMismatchError(
+                    f"{length} bytes at offset {offset} lie in what is broken "
+                    f"({where.length} bytes at {where.offset})"
+                )
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the image.
+
+        Raises:
+            TruncatedRecordError, DigestMismatchError: as ``check``.
+            OSError: the disk failed.
+        """
+        self.check(offset, length)
+        return self._file.read(offset, length)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobJob:
+    """What is to be checked."""
+
+    plan: LayerPlan
+    diff_id: Digest | None
+    """None: the configuration says none."""
+    report: LayerReport
+
+
+class BlobCheck:
+    """The check of one blob."""
+
+    def __init__(
+        self,
+        job: BlobJob,
+        blob: RegistrySource,
+        index: RegistrySource | None,
+        file: ContentFile,
+        limits: Limits,
+        task: ProgressTask,
+    ) -> None:
+        """Read ``blob`` (and the chunk table in ``index``) into the empty ``file``."""
+        self._job = job
+        self._findings = job.report.findings
+        self._counts = job.report.counts
+        self._notes = job.report.notes
+        self._blob = blob
+        self._index = index
+        self._file = file
+        self._limits = limits
+        self._task = task
+        self._proof: BlockProof | None = None
+        self._broken: list[ByteRange] = []
+
+    async def run(self) -> Content:
+        """Check all; what is wrong goes to the report.
+
+        Raises:
+            SourceUnavailableError: the blob cannot be read.
+            OSError: the disk is full.
+        """
+        self._counts.blob_bytes = self._blob.size_bytes
+        self._task.stage("verifying", self._blob.size_bytes)
+        metadata = await self._metadata()
+        if metadata is None:
+            return await self._decode_whole()
+        await self._in_parts(metadata)
+        self._counts.chunks = len(metadata.table)
+        self._counts.image_bytes = metadata.image_size_bytes
+        return Content(self._file, metadata.image_size_bytes, sorted(self._broken))
+
+    async def _metadata(self) -> LayerMetadata | None:
+        """Table and tree as far as they are sound; None: decode the blob from its start."""
+        plan = self._job.plan
+        pointers = plan.pointers
+        if pointers is not None:
+            try:
+                return await fetch_metadata(pointers, self._blob, self._index)
+            except UnsupportedFeatureError as error:
+                self._notes.append(f"chunks were not checked: {error}")
+            except (VerificationError, ImageFormatError, PlanError) as error:
+                if pointers.tree is None:
+                    self._findings.add(Kind.TABLE, error)
+                else:
+                    # Is it the table or the tree? Chunks can be checked without a tree.
+                    with self._findings.take(Kind.TABLE):
+                        bare = replace(pointers, tree=None)
+                        metadata = await fetch_metadata(bare, self._blob, self._index)
+                        self._findings.add(Kind.TREE, error)
+                        size = metadata.image_size_bytes
+                        if pointers.tree.in_content:
+                            size = min(size, pointers.tree.offset)
+                        return replace(metadata, image_size_bytes=size)
+        if plan.encoding is LayerEncoding.RAW:
+            return plain_metadata(self._blob.size_bytes)
+        return None
+
+    async def _decode_whole(self) -> Content:
+        """Check a blob that can only be decoded from its start, or whose table is broken."""
+        descriptor = self._job.plan.descriptor
+        streamed = await decode_into(
+            self._file,
+            self._blob,
+            self._job.plan.encoding,
+            descriptor.digest.algorithm,
+            self._task.advance,
+        )
+        self._check_blob(streamed.blob_digest)
+        if streamed.broken is not None:
+            self._findings.add(Kind.BLOB, streamed.broken)
+        else:
+            self._check_diff_id(streamed.content_sha256)
+        size = streamed.content_size_bytes
+        tree = self._job.plan.pointers and self._job.plan.pointers.tree
+        if tree and tree.in_content:
+            size = min(size, tree.offset)
+        self._counts.image_bytes = size
+        return Content(self._file, size, [])
+
+    async def _in_parts(self, metadata: LayerMetadata) -> None:
+        """Check chunk by chunk."""
+        await self._in_thread(self._file.resize, file_size(metadata))
+        if metadata.verity is not None:
+            await self._prove_tree(metadata, metadata.verity)
+        content_hash = ContentHash(self._file, metadata.table, self._limits.workers)
+        digests: list[str] = []
+
+        async def hash_content() -> None:
+            digests.append(await content_hash.run())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hash_content)
+            self._check_blob(await self._read_all(metadata, content_hash))
+        await self._in_thread(self._check_cut_blocks, metadata)
+        if self._broken:
+            self._notes.append("the diff ID was not checked: there are broken chunks")
+        else:
+            self._check_diff_id(digests[0])
+
+    async def _prove_tree(self, metadata: LayerMetadata, verity: VerityMetadata) -> None:
+        """Get the tree and prove it; data blocks can then be checked as they come."""
+        offset = payload_offset(metadata, verity)
+        with self._findings.take(Kind.TREE, **place("blob", verity.payload)):
+            proof = BlockProof(
+                self._file, metadata.image_size_bytes, offset, verity.params, verity.root_digest
+            )
+            if verity.in_content:
+                await self._fetch_tree_chunks(metadata, verity.payload)
+            else:
+                async with self._blob.stream(verity.payload) as pieces:
+                    async for piece in pieces:
+                        await self._in_thread(self._file.write, offset, piece)
+                        offset += len(piece)
+            audit = await self._in_thread(proof.audit, partial(self._hash_block, verity))
+            self._proof = proof
+            self._counts.hash_blocks = audit.blocks
+            self._counts.data_blocks = verity.params.data_blocks
+            lost = sum(map(len, audit.unproven))
+            if lost:
+                self._notes.append(f"{lost} data blocks were not checked: their digests are broken")
+
+    def _hash_block(self, verity: VerityMetadata, block: BrokenBlock) -> None:
+        start = verity.payload.offset + block.where.offset
+        self._findings.add(
+            Kind.HASH_BLOCK,
+            block.error(verity.params.algorithm),
+            level=block.level,
+            block=block.number,
+            **place(
+                "content" if verity.in_content else "blob", ByteRange(start, block.where.length)
+            ),
+        )
+
+    async def _fetch_tree_chunks(self, metadata: LayerMetadata, payload: ByteRange) -> None:
+        """Get the chunks that hold the tree, ahead of the others."""
+        table = metadata.table
+        for index in range(table.index_at(payload.offset), len(table)):
+            stored = await self._blob.fetch(table.frame(index))
+            try:
+                table.verify(index, stored)
+                data = table.decode(index, stored)
+            except LazyfsError as error:
+                raise type(error)(f"not checked, since chunk {index} is broken") from error
+            await self._in_thread(self._file.write, table.chunk(index).offset, data)
+
+    async def _read_all(self, metadata: LayerMetadata, content_hash: ContentHash) -> str:
+        """Read the whole blob, handing chunks on; its digest."""
+        verity = metadata.verity
+        blob_hash = hashlib.new(self._job.plan.descriptor.digest.algorithm)
+        known = ByteRange(self._blob.size_bytes, 0)
+        if verity is not None and not verity.in_content and self._proof is not None:
+            known = verity.payload  # it was read before, and lies in the file
+        await self._read(metadata, known.offset, blob_hash, content_hash)
+        offset = 0 if verity is None else payload_offset(metadata, verity)
+        for length in _pieces(known.length):
+            blob_hash.update(await self._in_thread(self._file.read, offset, length))
+            self._task.advance(length)
+            offset += length
+        behind = ByteRange(known.end, self._blob.size_bytes - known.end)
+        if behind.length:
+            async with self._blob.stream(behind) as pieces:
+                async for piece in pieces:
+                    await self._in_thread(blob_hash.update, piece)
+                    self._task.advance(len(piece))
+        return blob_hash.hexdigest()
+
+    async def _read(
+        self,
+        metadata: LayerMetadata,
+        end: int,
+        blob_hash: "hashlib._Hash",
+        content_hash: ContentHash,
+    ) -> None:
+        """Read the blob up to ``end``: every chunk is checked in a thread."""
+        table = metadata.table
+        frames_end = table.frame(len(table) - 1).end if len(table) else 0
+        before = _pieces(table.frame(0).offset if len(table) else 0)
+        frames = [table.frame(index).length for index in range(len(table))]
+        lengths = [*before, *frames, *_pieces(end - frames_end)]
+        first = len(before)
+
+        async def check(index: int, stored: bytes, held_bytes: int) -> None:
+            try:
+                await self._in_thread(self._check_chunk, metadata, index, stored)
+            finally:
+                self._limits.budget.give_back(held_bytes)
+            content_hash.done(index)
+
+        async with (
+            trio.open_nursery() as nursery,
+            self._blob.stream(ByteRange(0, end)) as pieces,
+        ):
+            parts = cut(pieces, lengths)
+            for number, length in enumerate(lengths):
+                index = number - first
+                is_chunk = 0 <= index < len(table)
+                wanted = length + table.chunk(index).length if is_chunk else 0
+                held_bytes = await self._limits.budget.take(wanted)
+                part = await anext(parts)
+                await self._in_thread(blob_hash.update, part)
+                self._task.advance(length)
+                if is_chunk:
+                    nursery.start_soon(check, index, part, held_bytes)
+
+    def _check_chunk(self, metadata: LayerMetadata, index: int, stored: bytes) -> None:
+        """Check one chunk, and put it into the file."""
+        table = metadata.table
+        chunk = table.chunk(index)
+        try:
+            table.verify(index, stored)
+            data = table.decode(index, stored)
+        except LazyfsError as error:
+            self._broken.append(chunk)
+            where = place("blob", table.frame(index)) | place("content", chunk)
+            self._findings.add(Kind.CHUNK, error, chunk=index, **where)
+            return
+        self._file.write(chunk.offset, data)
+        if self._proof is not None:
+            for block in self._proof.check(chunk.offset, data):
+                self._data_block(self._proof, block)
+
+    def _data_block(self, proof: BlockProof, block: BrokenData) -> None:
+        where = place("image", ByteRange(block.offset, proof.params.data_block_size_bytes))
+        error = block.error(proof.params.algorithm)
+        self._findings.add(Kind.DATA_BLOCK, error, block=block.block, **where)
+
+    def _check_cut_blocks(self, metadata: LayerMetadata) -> None:
+        """Check the data blocks that lie in two chunks, which no chunk alone could prove."""
+        if self._proof is None:
+            return
+        size = self._proof.params.data_block_size_bytes
+        content = Content(self._file, metadata.image_size_bytes, sorted(self._broken))
+        for index in range(1, len(metadata.table)):
+            offset = metadata.table.chunk(index).offset
+            start = offset - offset % size
+            if offset == start or offset >= metadata.image_size_bytes:
+                continue
+            try:
+                content.check(start, min(size, metadata.image_size_bytes - start))
+            except DigestMismatchError:
+                continue
+            for block in self._proof.check_block(start // size):
+                self._data_block(self._proof, block)
+
+    def _check_blob(self, found: str) -> None:
+        digest = self._job.plan.descriptor.digest
+        if found != digest.encoded:
+            self._findings.add(Kind.BLOB, f"wanted {digest}, found {digest.algorithm}:{found}")
+
+    def _check_diff_id(self, found: str) -> None:
+        """Hold the content against the configuration and, in some layouts, the manifest."""
+        for wanted in {self._job.diff_id, self._job.plan.diff_id} - {None}:
+            if wanted is not None and wanted.algorithm == "sha256" and wanted.encoded != found:
+                self._findings.add(Kind.DIFF_ID, f"wanted {wanted}, found sha256:{found}")
+
+    async def _in_thread(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
+        return await trio.to_thread.run_sync(work, *args, limiter=self._limits.workers)
+
+
+def _pieces(length: int) -> list[int]:
+    """Lengths of the pieces that ``length`` bytes are read in."""
+    whole, rest = divmod(length, TAIL_BYTES)
+    return [TAIL_BYTES] * whole + ([rest] if rest else [])
+
+
+async def check_digest(report: LayerReport, descriptor: Descriptor, blob: RegistrySource) -> None:
+    """Check nothing but a blob's digest.
+
+    Raises:
+        SourceUnavailableError: it cannot be read.
+    """
+    report.counts.blob_bytes = blob.size_bytes
+    digest = descriptor.digest
+    blob_hash = hashlib.new(digest.algorithm)
+    async with blob.stream(ByteRange(0, blob.size_bytes)) as pieces:
+        async for piece in pieces:
+            await trio.to_thread.run_sync(blob_hash.update, piece)
+    if blob_hash.hexdigest() != digest.encoded:
+        found = f"{digest.algorithm}:{blob_hash.hexdigest()}"
+        report.findings.add(Kind.BLOB, f"wanted {digest}, found {found}")
