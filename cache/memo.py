@@ -6,6 +6,16 @@ from collections.abc import Awaitable, Callable, Hashable
 import trio
 
 
+class _Making:
+    """Somebody is making a result; those who wait look here when it is done."""
+
+    __slots__ = ("done", "outcome")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.outcome: bytes | Exception | None = None
+
+
 class Memo:
     """A bounded memory of made bytes, the least recently used going first.
 
@@ -17,7 +27,7 @@ class Memo:
         self._limit_bytes = limit_bytes
         self._used_bytes = 0
         self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
-        self._making: dict[Hashable, trio.Event] = {}
+        self._making: dict[Hashable, _Making] = {}
 
     def get(self, key: Hashable) -> bytes | None:
         """What is kept under ``key``."""
@@ -30,24 +40,31 @@ class Memo:
         """What is kept under ``key``; made by the first who asks, awaited by the others.
 
         Raises:
-            Whatever ``make`` raises, to the one who made; the others then try themselves.
+            Whatever ``make`` raises, to all who wait for it; who asks later tries again.
 
         Cancelled: when the maker is cancelled, a waiter takes over.
         """
         while (data := self.get(key)) is None:
-            event = self._making.get(key)
-            if event is None:
+            making = self._making.get(key)
+            if making is None:
                 return await self._make(key, make)
-            await event.wait()
+            await making.done.wait()
+            if isinstance(making.outcome, Exception):
+                raise making.outcome
+            if making.outcome is not None:
+                return making.outcome
         return data
 
     async def _make(self, key: Hashable, make: Callable[[], Awaitable[bytes]]) -> bytes:
-        event = self._making[key] = trio.Event()
+        making = self._making[key] = _Making()
         try:
-            data = await make()
+            data = making.outcome = await make()
+        except Exception as error:
+            making.outcome = error
+            raise
         finally:
             del self._making[key]
-            event.set()
+            making.done.set()
         self._kept[key] = data
         self._used_bytes += len(data)
         while self._used_bytes > self._limit_bytes and len(self._kept) > 1:
