@@ -141,6 +141,13 @@ class Flights:
         self._flying[key] = flight
         return flight
 
+    def flying(self, key: ChunkKey) -> Flight | None:
+        """The flight of ``key`` in this process, if there is one.
+
+        Who holds it gets its outcome even after it has ended.
+        """
+        return self._flying.get(key)
+
     async def wait(self, key: ChunkKey) -> bytes | None:
         """Wait until whoever fetches ``key`` is done; the chunk if it landed in this process.
 

@@ -13,6 +13,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import trio
 
@@ -22,6 +23,7 @@ from cache.key import ChunkKey
 from cache.store import ChunkStore
 from lazyfs.errors import (
     DeadlineExceededError,
+    ImageFormatError,
     LazyfsError,
     SourceUnavailableError,
     VerificationError,
@@ -35,6 +37,8 @@ RUN_BYTES = 8 << 20
 
 SLOWEST_BYTES_PER_S = 16 << 10
 """A fetch that is slower than this, over its whole length, is given up."""
+
+_ROTTEN = "rotten in the cache or sent wrong, fetching it again"
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +59,15 @@ class Piece:
     """
 
 
+class _Fetch(NamedTuple):
+    """A piece on its way."""
+
+    piece: Piece
+    flight: Flight
+    rotten: bool = False
+    """What the store has of it is to be replaced, but not before the new bytes are there."""
+
+
 @dataclass(slots=True)
 class Engine:
     """What all layers of a mount share for fetching."""
@@ -70,6 +83,17 @@ class Engine:
     """Threads that check and decompress."""
     store_failed: bool = False
     """Whether the last write to the store failed (logged once, until it works again)."""
+
+    async def keep(self, key: ChunkKey, data: bytes) -> None:
+        """Store bytes; without a working cache readers get what they want all the same."""
+        try:
+            await self.store.put(key, data)
+        except CacheError as error:
+            if not self.store_failed:
+                log.warning("the cache cannot be written, reading on without it: %s", error)
+            self.store_failed = True
+        else:
+            self.store_failed = False
 
 
 class PieceFetcher:
@@ -108,24 +132,26 @@ class PieceFetcher:
             return [data for data in found if data is not None]
         self._counters.cache_misses += len(missing)
         self.begin(wanted[index][0] for index in missing)
-        for index in missing:
-            found[index] = await self._arrival(*wanted[index])
+        # Held from the start: a flight may end before its turn comes, and the store lose the piece.
+        flights = [self._engine.flights.flying(wanted[index][0].key) for index in missing]
+        for index, flight in zip(missing, flights, strict=True):
+            found[index] = await self._arrival(flight, *wanted[index])
         return [data for data in found if data is not None]
 
     def begin(self, pieces: Iterable[Piece]) -> None:
         """Begin to fetch missing pieces that nobody is fetching yet; returns at once."""
-        run: list[tuple[Piece, Flight]] = []
+        run: list[_Fetch] = []
         for piece in sorted(pieces, key=lambda piece: piece.where):
             flight = self._engine.flights.claim(piece.key)
             if flight is None:
                 continue
             if run and (
-                run[-1][0].where.end != piece.where.offset
-                or piece.where.end - run[0][0].where.offset > RUN_BYTES
+                run[-1].piece.where.end != piece.where.offset
+                or piece.where.end - run[0].piece.where.offset > RUN_BYTES
             ):
                 self._engine.nursery.start_soon(self._fetch_run, run)
                 run = []
-            run.append((piece, flight))
+            run.append(_Fetch(piece, flight))
         if run:
             self._engine.nursery.start_soon(self._fetch_run, run)
 
@@ -133,32 +159,52 @@ class PieceFetcher:
         """Begin to fetch those of ``pieces`` that the store lacks; returns at once."""
         self.begin(piece for piece in pieces if not self._engine.store.contains(piece.key))
 
-    async def discard(self, piece: Piece) -> None:
-        """Drop a stored piece that turned out to be rotten."""
-        try:
-            await self._engine.store.discard(piece.key)
-        except CacheError as error:
-            log.warning(
-                "%s: %s: rotten in the cache, and cannot be removed: %s",
-                self._name,
-                piece.what,
-                error,
-            )
+    async def renew(self, piece: Piece, why: VerificationError) -> bytes:
+        """Replace a stored piece that does not stand the proof; once, however many found out.
 
-    async def _arrival(self, piece: Piece, offset: int, length: int) -> bytes:
-        """The bytes of a piece that is being fetched, by us or by another process."""
+        Args:
+            piece: what to fetch again.
+            why: what was wrong with the stored bytes.
+
+        Returns:
+            All bytes to store of the piece, as they came.
+
+        Raises:
+            As for ``read``.
+
+        Cancelled: as for ``read``.
+        """
+        flights = self._engine.flights
         while True:
-            data = await self._engine.flights.wait(piece.key)
+            flight = flights.claim(piece.key)
+            if flight is not None:
+                self._counters.verification_failures += 1
+                self._log_failure(_ROTTEN, piece, why)
+                run = [_Fetch(piece, flight, rotten=True)]
+                self._engine.nursery.start_soon(self._fetch_run, run)
+            flight = flights.flying(piece.key)
+            data = await (flights.wait(piece.key) if flight is None else flight.outcome())
+            if data is not None:
+                return data
+
+    async def _arrival(
+        self, flight: Flight | None, piece: Piece, offset: int, length: int
+    ) -> bytes:
+        """Bytes of a piece that is being fetched: by ``flight`` or by another process."""
+        flights = self._engine.flights
+        while True:
+            data = await (flights.wait(piece.key) if flight is None else flight.outcome())
             if data is not None:
                 return data[offset : offset + length]
             stored = self._engine.store.read(piece.key, offset, length)
             if stored is not None:
                 return stored
             self.begin([piece])
+            flight = flights.flying(piece.key)
 
-    async def _fetch_run(self, run: list[tuple[Piece, Flight]]) -> None:
+    async def _fetch_run(self, run: Sequence[_Fetch]) -> None:
         """Fetch neighbouring pieces by one request; every flight ends here, well or not."""
-        pending = dict(enumerate(run))
+        pending = {fetch.piece.key: fetch for fetch in run}
         error: LazyfsError | None = None
         try:
             async with self._engine.requests:
@@ -167,17 +213,15 @@ class PieceFetcher:
             log.exception("%s: internal error while fetching", self._name)
             error = SourceUnavailableError(f"internal error: {bug}")
         finally:
-            for piece, flight in pending.values():
-                with flight:
+            for fetch in pending.values():
+                with fetch.flight:
                     if error is None:  # cancelled: the mount is ending, and nobody may wait on
-                        flight.fail(SourceUnavailableError("the mount is ending"))
+                        fetch.flight.fail(SourceUnavailableError("the mount is ending"))
                     else:
-                        self._fail(piece, flight, error)
+                        self._fail(fetch, error)
 
-    async def _receive_in_time(
-        self, pending: dict[int, tuple[Piece, Flight]]
-    ) -> LazyfsError | None:
-        length = sum(piece.where.length for piece, _ in pending.values())
+    async def _receive_in_time(self, pending: dict[ChunkKey, _Fetch]) -> LazyfsError | None:
+        length = sum(fetch.piece.where.length for fetch in pending.values())
         timeout_s = self._engine.timeout_s
         deadline_s = timeout_s + length / SLOWEST_BYTES_PER_S if timeout_s else math.inf
         with trio.move_on_after(deadline_s):
@@ -186,74 +230,73 @@ class PieceFetcher:
             f"{self._source.origin}: {length} bytes did not come within {deadline_s:.0f} s"
         )
 
-    async def _receive(self, pending: dict[int, tuple[Piece, Flight]]) -> LazyfsError | None:
+    async def _receive(self, pending: dict[ChunkKey, _Fetch]) -> LazyfsError | None:
         """Stream the pieces in; those taken in leave ``pending``."""
-        run = list(pending.items())
-        where = ByteRange(run[0][1][0].where.offset, 0)
-        where = ByteRange(where.offset, run[-1][1][0].where.end - where.offset)
+        run = list(pending.values())
+        start, end = run[0].piece.where.offset, run[-1].piece.where.end
+        lengths = [fetch.piece.where.length for fetch in run]
+        fetches = iter(run)
         async with trio.open_nursery() as nursery:
             try:
-                async with self._source.stream(where) as stream:
-                    lengths = [piece.where.length for _, (piece, _) in run]
-                    index = 0
+                async with self._source.stream(ByteRange(start, end - start)) as stream:
                     async for data in cut(stream, lengths):
-                        number, (piece, flight) = run[index]
-                        nursery.start_soon(self._land, pending, number, piece, flight, data)
-                        index += 1
+                        nursery.start_soon(self._land, pending, next(fetches), data)
             except SourceUnavailableError as error:
                 return error
         return None
 
-    async def _land(
-        self,
-        pending: dict[int, tuple[Piece, Flight]],
-        number: int,
-        piece: Piece,
-        flight: Flight,
-        data: bytes,
-    ) -> None:
-        """Check, hand out and store one piece; on a mismatch ask once more."""
-        del pending[number]
+    async def _land(self, pending: dict[ChunkKey, _Fetch], fetch: _Fetch, data: bytes) -> None:
+        """Check, hand out and store one piece; on a mismatch ask once more.
+
+        If there is no time left for that, the piece stays pending.
+        """
+        piece, flight = fetch.piece, fetch.flight
+        try:
+            stored = await self._take_in(piece, data)
+        except LazyfsError as error:
+            del pending[piece.key]
+            with flight:
+                self._fail(fetch, error)
+            return
+        del pending[piece.key]
         with flight:
-            try:
-                stored = await self._take_in(piece, data)
-            except LazyfsError as error:
-                self._fail(piece, flight, error)
-            else:
-                flight.land(stored)
-                await self._store(piece, stored)
+            flight.land(stored)
+            if fetch.rotten:
+                await self._discard(piece)
+            await self._engine.keep(piece.key, stored)
 
     async def _take_in(self, piece: Piece, data: bytes) -> bytes:
         try:
             return await self._in_thread(piece, data)
-        except VerificationError as error:
+        except (VerificationError, ImageFormatError) as error:  # without a digest, only the latter
             self._counters.verification_failures += 1
             self._log_failure("verification failed, asking once more", piece, error)
         data = await self._source.fetch(piece.where)
         try:
             return await self._in_thread(piece, data)
-        except VerificationError:
+        except (VerificationError, ImageFormatError):
             self._counters.verification_failures += 1
             raise
 
     async def _in_thread(self, piece: Piece, data: bytes) -> bytes:
         return await trio.to_thread.run_sync(piece.take_in, data, limiter=self._engine.workers)
 
-    async def _store(self, piece: Piece, data: bytes) -> None:
-        """Store a piece; without a working cache the readers still get it."""
-        try:
-            await self._engine.store.put(piece.key, data)
-        except CacheError as error:
-            if not self._engine.store_failed:
-                log.warning("the cache cannot be written, reading on without it: %s", error)
-            self._engine.store_failed = True
-        else:
-            self._engine.store_failed = False
-
-    def _fail(self, piece: Piece, flight: Flight, error: LazyfsError) -> None:
+    def give_up(self, piece: Piece, error: VerificationError) -> None:
+        """Count and log a piece that does not stand the proof though it was fetched anew."""
+        self._counters.verification_failures += 1
         self._counters.failed(error)
         self._log_failure("cannot be read", piece, error)
-        flight.fail(error)
+
+    async def _discard(self, piece: Piece) -> None:
+        try:
+            await self._engine.store.discard(piece.key)
+        except CacheError as error:
+            log.warning("%s: %s stays in the cache: %s", self._name, piece.what, error)
+
+    def _fail(self, fetch: _Fetch, error: LazyfsError) -> None:
+        self._counters.failed(error)
+        self._log_failure("cannot be read", fetch.piece, error)
+        fetch.flight.fail(error)
 
     def _log_failure(self, how: str, piece: Piece, error: LazyfsError) -> None:
         log.error("%s: %s from %s: %s: %s", self._name, piece.what, self._source.origin, how, error)
@@ -270,9 +313,11 @@ async def cut(stream: AsyncIterator[bytes], lengths: Sequence[int]) -> AsyncIter
     queue = iter(lengths)
     length = next(queue, None)
     async for data in stream:
+        if length is None:
+            return  # more than was asked for
         parts.append(data)
         have += len(data)
-        if length is None or have < length:
+        if have < length:
             continue
         joined = memoryview(b"".join(parts))
         start = 0

@@ -6,20 +6,15 @@ second daemon needs no network for them), and proven against the root digest whe
 taken from there: the store is not trusted.
 """
 
-import logging
-
 from cache.key import ChunkKey
 from lazyfs.errors import HashBlockMismatchError
 from lazyfs.layer.chunks import Chunks
-from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.fetcher import Piece, PieceFetcher
 from lazyfs.layer.metadata import VerityMetadata
 from lazyfs.model import ByteRange
 
 PIECE_BYTES = 64 << 10
 """Hash blocks are fetched in this unit; with SHA-512 it proves 4 MiB of data."""
-
-log = logging.getLogger(__name__)
 
 
 class HashPieces:
@@ -30,8 +25,6 @@ class HashPieces:
         verity: VerityMetadata,
         chunks: Chunks,
         fetcher: PieceFetcher,
-        counters: LayerCounters,
-        name: str,
     ) -> None:
         """Take hash blocks from where ``verity`` says: ``chunks`` or the blob itself.
 
@@ -43,8 +36,6 @@ class HashPieces:
         self._payload = verity.payload
         self._chunks = chunks if verity.in_content else None
         self._fetcher = fetcher
-        self._counters = counters
-        self._name = name
         self._piece_bytes = max(PIECE_BYTES, self.tree.params.hash_block_size_bytes)
 
     def begin(self, first_block: int, count: int) -> None:
@@ -65,33 +56,29 @@ class HashPieces:
             HashBlockMismatchError: freshly fetched hash blocks do not match the root.
             SourceUnavailableError: hash blocks cannot be had.
         """
-        refetched: set[int] = set()
         while missing := self.tree.missing(first_block, count):
             for number in self._numbers(missing):
-                try:
-                    await self._add(number)
-                except HashBlockMismatchError as error:
-                    self._counters.verification_failures += 1
-                    places = self._places(number)
-                    log.error(
-                        "%s: %s at byte %d of the blob: %s",
-                        self._name,
-                        places[0][0].what,
-                        places[0][0].where.offset,
-                        error,
-                    )
-                    if number in refetched:
-                        self._counters.failed(error)
-                        raise
-                    # From a rotten store or a bad answer: once more, from the registry.
-                    refetched.add(number)
-                    for piece, _, _ in places:
-                        await self._fetcher.discard(piece)
-                    break
+                await self._add(number)
 
     async def _add(self, number: int) -> None:
-        data = b"".join(await self._fetcher.read(self._places(number)))
-        self.tree.add(self._where(number), data)
+        where, places = self._where(number), self._places(number)
+        data = await self._fetcher.read(places)
+        try:
+            self.tree.add(where, b"".join(data))
+        except HashBlockMismatchError as error:
+            mismatch = error
+        else:
+            return
+        # From a rotten store or a bad answer: once more, from the registry.
+        fresh = [
+            (await self._fetcher.renew(piece, mismatch))[offset : offset + length]
+            for piece, offset, length in places
+        ]
+        try:
+            self.tree.add(where, b"".join(fresh))
+        except HashBlockMismatchError as error:
+            self._fetcher.give_up(places[0][0], error)
+            raise
 
     def _numbers(self, missing: list[ByteRange]) -> list[int]:
         """The pieces over some ranges of the payload, those of upper levels first."""

@@ -78,7 +78,13 @@ async def open_layer(
             except UnsupportedFeatureError as error:
                 why = f"fetched whole: {error}"
         whole = await open_whole(
-            plan, source, counters, context.engine, context.pages, context.number
+            plan,
+            source,
+            counters,
+            context.engine,
+            context.pages,
+            context.number,
+            context.name,
         )
         proof = f"{plan.descriptor.digest.algorithm} of the whole blob"
         return OpenLayer(whole, LayerMode.WHOLE, False, why, proof, None)
@@ -115,8 +121,8 @@ def _open_seekable(
         proof = "nothing"
     elif verity is not None and (verify is VerifyMode.ALWAYS or not metadata.chunks_proven):
         chunks = chunks_as("data")
-        hashes = HashPieces(verity, chunks, fetcher, counters, context.name)
-        reader = VerityLayer(context.number, chunks, *common, hashes, context.name)
+        hashes = HashPieces(verity, chunks, fetcher)
+        reader = VerityLayer(context.number, chunks, *common, hashes)
         proof = f"dm-verity ({verity.params.algorithm}) of each block"
         if metadata.chunks_proven:
             proof = f"{checks}, {proof}"
@@ -127,7 +133,7 @@ def _open_seekable(
     elif verify is VerifyMode.ALWAYS:
         chunks = chunks_as("frame")
         workers = context.engine.workers
-        reader = FrameLayer(context.number, chunks, *common, workers, context.name)
+        reader = FrameLayer(context.number, chunks, *common, workers)
         proof = checks
         counters.notes.append(f"no dm-verity tree: checked by the {checks} only")
     else:

@@ -10,7 +10,6 @@ Two proofs, each with a form of storage that can be proven again without the net
 So the disk is never trusted. ``--verify=fetch`` and ``off`` trust it (``StoredLayer``).
 """
 
-import logging
 from functools import partial
 
 import trio
@@ -23,12 +22,11 @@ from lazyfs.layer.fetcher import Piece, PieceFetcher
 from lazyfs.layer.hashes import HashPieces
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
+from lazyfs.layer.together import all_of
 from lazyfs.model import ByteRange
 
 DECODED_LIMIT_BYTES = 32 << 20
 """Decompressed chunks that a ``FrameLayer`` remembers (at least one)."""
-
-log = logging.getLogger(__name__)
 
 
 class StoredLayer(PagedReader):
@@ -63,13 +61,11 @@ class VerityLayer(StoredLayer):
         pages: PageMemory,
         counters: LayerCounters,
         hashes: HashPieces,
-        name: str,
     ) -> None:
         """Prove what ``fetcher`` brings by ``hashes``."""
         super().__init__(number, chunks, fetcher, pages, counters)
         self._hashes = hashes
         self._block = hashes.tree.params.data_block_size_bytes
-        self._name = name
 
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Bytes of the image whose blocks were checked just now.
@@ -81,33 +77,57 @@ class VerityLayer(StoredLayer):
         count = -(-(offset + length) // self._block) - first
         start = first * self._block
         span = ByteRange(start, min(count * self._block, self.size_bytes - start))
-        try:
-            data = await self._proven(first, count, span)
-        except DataBlockMismatchError as error:
-            # The store has rotted (or was tampered with): once more, from the registry.
-            self.counters.verification_failures += 1
-            pieces = [piece for piece, _, _ in self._chunks.over(*span)]
-            what = ", ".join(piece.what for piece in pieces)
-            log.error("%s: %s: rotten in the cache, fetched again: %s", self._name, what, error)
-            for piece in pieces:
-                await self._fetcher.discard(piece)
-            try:
-                data = await self._proven(first, count, span)
-            except DataBlockMismatchError as again:
-                self.counters.verification_failures += 1
-                self.counters.failed(again)
-                log.error(
-                    "%s: %s: SHA-512 is right, dm-verity digest is not: %s", self._name, what, again
-                )
-                raise
-        return data[offset - start : offset - start + length]
-
-    async def _proven(self, first: int, count: int, span: ByteRange) -> bytes:
         self._hashes.begin(first, count)
         data = await super().read_proven(*span)
         await self._hashes.ensure(first, count)
-        self._hashes.tree.verify(first, data)
-        return data
+        if self._mismatch(span.offset, data) is not None:
+            data = await self._renewed(span, data)
+            await self._hashes.ensure(first, count)
+            for piece, error in self._wrong_chunks(span, data):
+                self._fetcher.give_up(piece, error)
+                raise error
+        return data[offset - start : offset - start + length]
+
+    async def _renewed(self, span: ByteRange, data: bytes) -> bytes:
+        """Bytes of ``span``, after the chunks that are wrong in ``data`` were fetched anew.
+
+        The store has rotted or was tampered with.
+        """
+        wrong = self._wrong_chunks(span, data)
+        fresh = {piece.key: await self._fetcher.renew(piece, error) for piece, error in wrong}
+        parts = []
+        start = 0
+        for piece, offset, length in self._chunks.over(*span):
+            chunk = fresh.get(piece.key)
+            if chunk is None:
+                parts.append(data[start : start + length])
+            else:
+                parts.append(chunk[offset : offset + length])
+            start += length
+        return b"".join(parts)
+
+    def _wrong_chunks(
+        self, span: ByteRange, data: bytes
+    ) -> list[tuple[Piece, DataBlockMismatchError]]:
+        """The chunks that the tree speaks against; a block that two share speaks against both."""
+        wrong = []
+        start = 0
+        for piece, _, length in self._chunks.over(*span):
+            first = start - start % self._block
+            end = -(-(start + length) // self._block) * self._block
+            error = self._mismatch(span.offset + first, data[first:end])
+            if error is not None:
+                wrong.append((piece, error))
+            start += length
+        return wrong
+
+    def _mismatch(self, offset: int, data: bytes) -> DataBlockMismatchError | None:
+        """What is wrong with whole blocks from ``offset`` on; their leaves must be in the tree."""
+        try:
+            self._hashes.tree.verify(offset // self._block, data)
+        except DataBlockMismatchError as error:
+            return error
+        return None
 
 
 class FrameLayer(PagedReader):
@@ -121,42 +141,40 @@ class FrameLayer(PagedReader):
         pages: PageMemory,
         counters: LayerCounters,
         workers: trio.CapacityLimiter,
-        name: str,
     ) -> None:
         """Prove what ``fetcher`` brings by the digests of the chunk table."""
         super().__init__(number, chunks.image_size_bytes, pages, counters)
         self._chunks = chunks
         self._fetcher = fetcher
         self._workers = workers
-        self._name = name
         self._decoded = Memo(DECODED_LIMIT_BYTES)
 
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Bytes of the image, out of frames that have their SHA-512."""
         parts = self._chunks.table.parts(ByteRange(offset, length))
+        if len(parts) == 1:
+            index, part = parts[0]
+            return (await self._chunk(index))[part.offset : part.end]
         undecoded = [index for index, _ in parts if self._decoded.get(index) is None]
         self._fetcher.want(self._chunks.piece(index) for index in undecoded)
-        data = []
-        for index, part in parts:
-            chunk = await self._decoded.get_or_make(index, partial(self._decode, index))
-            data.append(chunk[part.offset : part.end])
-        return b"".join(data)
+        chunks = await all_of([partial(self._chunk, index) for index, _ in parts])
+        pairs = zip(chunks, parts, strict=True)
+        return b"".join([chunk[part.offset : part.end] for chunk, (_, part) in pairs])
+
+    async def _chunk(self, index: int) -> bytes:
+        return await self._decoded.get_or_make(index, partial(self._decode, index))
 
     async def _decode(self, index: int) -> bytes:
         piece = self._chunks.piece(index)
-        try:
-            return await self._proven(index, piece)
-        except VerificationError as error:
-            self.counters.verification_failures += 1
-            log.error(
-                "%s: %s: rotten in the cache, fetched again: %s", self._name, piece.what, error
-            )
-        await self._fetcher.discard(piece)
-        return await self._proven(index, piece)
-
-    async def _proven(self, index: int, piece: Piece) -> bytes:
-        table = self._chunks.table
         (frame,) = await self._fetcher.read([(piece, 0, piece.where.length)])
+        try:
+            return await self._proven(index, frame)
+        except VerificationError as error:
+            rotten = error
+        return await self._proven(index, await self._fetcher.renew(piece, rotten))
+
+    async def _proven(self, index: int, frame: bytes) -> bytes:
+        table = self._chunks.table
 
         def decode() -> bytes:
             table.verify(index, frame)

@@ -8,6 +8,7 @@ back, and are fetched again if the store has lost them.
 
 import gzip
 import hashlib
+import logging
 import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -19,7 +20,12 @@ import zstandard
 from cache.errors import CacheError
 from cache.key import ChunkKey
 from cache.memo import Memo
-from lazyfs.errors import DigestMismatchError, ImageFormatError, SourceUnavailableError
+from lazyfs.errors import (
+    DigestMismatchError,
+    ImageFormatError,
+    LazyfsError,
+    SourceUnavailableError,
+)
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.blocking import BlockingStream
 from lazyfs.layer.counters import LayerCounters
@@ -37,6 +43,8 @@ DECODED_LIMIT_BYTES = 16 << 20
 MAX_IMAGE_BYTES = 1 << 40
 """An image that decodes to more is refused, so that a bomb ends somewhere."""
 
+log = logging.getLogger(__name__)
+
 Keep = Callable[[int, bytes], Awaitable[None]]
 
 
@@ -47,15 +55,25 @@ async def open_whole(
     engine: Engine,
     pages: PageMemory,
     number: int,
+    name: str,
 ) -> "WholeLayer":
     """Fetch the blob, check it, and store its image.
+
+    Args:
+        plan: how.
+        source: the blob.
+        counters: of the layer.
+        engine: of the mount.
+        pages: of the mount.
+        number: of the layer in ``pages``.
+        name: says in log lines which image and layer it is.
 
     Raises:
         DigestMismatchError: the blob is not the one that the manifest names.
         ImageFormatError: it is not a zstd stream.
         SourceUnavailableError: it cannot be had.
     """
-    layer = WholeLayer(plan, source, counters, engine, pages, number)
+    layer = WholeLayer(plan, source, counters, engine, pages, number, name)
     await layer.fill()
     return layer
 
@@ -71,14 +89,17 @@ class WholeLayer(PagedReader):
         engine: Engine,
         pages: PageMemory,
         number: int,
+        name: str,
     ) -> None:
         """Describe the layer; nothing is fetched yet."""
         super().__init__(number, 0, pages, counters)
         self._plan = plan
         self._source = source
         self._engine = engine
+        self._name = name
         self._digests: list[bytes] = []
         self._memory = Memo(DECODED_LIMIT_BYTES)
+        self._passing = trio.Lock()
 
     async def fill(self) -> None:
         """Fetch all, noting digests.
@@ -98,7 +119,7 @@ class WholeLayer(PagedReader):
             self.size_bytes += len(chunk)
             if self.size_bytes > MAX_IMAGE_BYTES:
                 raise ImageFormatError(f"image of more than {MAX_IMAGE_BYTES} bytes")
-            await self._store(digest, chunk)
+            await self._engine.keep(_key(digest), chunk)
 
         await self._pass(0, keep, hasher.update)
         self._check("blob", wanted, hasher.hexdigest())
@@ -124,18 +145,47 @@ class WholeLayer(PagedReader):
         return b"".join(chunks)[start : start + length]
 
     async def _chunk(self, index: int) -> bytes:
-        digest = self._digests[index]
-        key = ChunkKey("sha512", digest.hex(), "data")
-        length = min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
-        data = self._engine.store.read(key, 0, length)
+        data = await self._stored(index)
         if data is not None:
             self.counters.cache_hits += 1
-            if await trio.to_thread.run_sync(_sha512, data) == digest:
-                return data
-            self.counters.verification_failures += 1
-            await self._discard(key)
+            return data
         self.counters.cache_misses += 1
-        return await self._again(index)
+        async with self._passing:  # one at a time: it may bring what others wait for
+            data = await self._stored(index)
+            if data is not None:
+                return data
+            try:
+                return await self._again(index)
+            except LazyfsError as error:
+                self.counters.failed(error)
+                log.error("%s: chunk %d: cannot be read: %s", self._name, index, error)
+                raise
+
+    async def _stored(self, index: int) -> bytes | None:
+        """A chunk that the store has; a rotten one is dropped."""
+        digest = self._digests[index]
+        length = min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
+        data = self._engine.store.read(_key(digest), 0, length)
+        if data is None:
+            return None
+        found = await trio.to_thread.run_sync(_sha512, data)
+        if found == digest:
+            return data
+        self.counters.verification_failures += 1
+        log.error(
+            "%s: chunk %d from %s: rotten in the cache, fetching it again: "
+            "wanted sha512:%s, found sha512:%s",
+            self._name,
+            index,
+            self._source.origin,
+            digest.hex(),
+            found.hex(),
+        )
+        try:
+            await self._engine.store.discard(_key(digest))
+        except CacheError as error:
+            log.warning("%s: chunk %d stays in the cache: %s", self._name, index, error)
+        return None
 
     async def _again(self, index: int) -> bytes:
         """Fetch a chunk that the store has lost: a range of a raw blob, else from the start."""
@@ -148,7 +198,7 @@ class WholeLayer(PagedReader):
                 raise DigestMismatchError(
                     f"chunk {number} of the image from {self._source.origin} has changed"
                 )
-            await self._store(self._digests[number], chunk)
+            await self._engine.keep(_key(self._digests[number]), chunk)
             if number == index:
                 found.append(chunk)
                 raise _EnoughError
@@ -173,20 +223,6 @@ class WholeLayer(PagedReader):
                 _cut, stream, encoding, first, keep, abandon_on_cancel=False
             )
 
-    async def _store(self, digest: bytes, chunk: bytes) -> None:
-        try:
-            await self._engine.store.put(ChunkKey("sha512", digest.hex(), "data"), chunk)
-        except CacheError as error:
-            raise SourceUnavailableError(
-                f"this layer must be kept whole in the cache, which failed: {error}"
-            ) from error
-
-    async def _discard(self, key: ChunkKey) -> None:
-        try:
-            await self._engine.store.discard(key)
-        except CacheError as error:
-            raise SourceUnavailableError(f"rotten in the cache: {error}") from error
-
 
 class _Readable(Protocol):
     def read(self, size_bytes: int, /) -> bytes: ...
@@ -194,6 +230,10 @@ class _Readable(Protocol):
 
 class _EnoughError(Exception):
     """Ends a pass that has found its chunk."""
+
+
+def _key(digest: bytes) -> ChunkKey:
+    return ChunkKey("sha512", digest.hex(), "data")
 
 
 def _sha512(data: bytes) -> bytes:

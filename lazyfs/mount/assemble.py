@@ -6,12 +6,11 @@ MergedTree( ErofsLayer( VerityLayer( PieceFetcher(RegistrySource), HashPieces ) 
 import itertools
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import trio
 
@@ -35,6 +34,7 @@ from lazyfs.layer.open import LayerContext, OpenLayer, open_layer
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.layer.source import RegistrySource
+from lazyfs.layer.together import all_of
 from lazyfs.localname import parse_local_image
 from lazyfs.mount.options import MountedImage, MountOptions
 from lazyfs.mount.report import ImageReport, LayerReport, LocalReport
@@ -61,8 +61,6 @@ PREFETCH_BYTES = 8 << 20
 """The background fetch asks for the image in steps of this length."""
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 assert MAX_LAYERS <= MAX_LAYER  # noqa: S101 - relation of constants
 
@@ -160,7 +158,7 @@ async def _open_layers(
     options: MountOptions,
 ) -> OpenedImage:
     opener = _Opener(source, resolved.name, engine, options)
-    layers = await _all_of([partial(opener.open, *item) for item in enumerate(plans, 1)])
+    layers = await all_of([partial(opener.open, *item) for item in enumerate(plans, 1)])
     reports = opener.ordered_reports()
     if options.prefetch == "all":
         for report in reports:
@@ -220,7 +218,7 @@ class _Opener:
             partial(self._reader, f"{what} device {index}", device, position)
             for index, device in enumerate(devices[: len(layer.image.devices)], 1)
         ]
-        found = await _all_of(wanted)
+        found = await all_of(wanted)
         with _naming(f"{self._name} {what}"):
             layer.attach(found)
         return layer
@@ -249,26 +247,6 @@ def _naming(what: str) -> Iterator[None]:
         yield
     except LazyfsError as error:
         raise type(error)(f"{what}: {error}") from error
-
-
-async def _all_of(makers: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
-    """The results of all makers, side by side; the first error ends the others."""
-    results: dict[int, T] = {}
-    failures: list[Exception] = []
-
-    async def run(number: int, make: Callable[[], Awaitable[T]]) -> None:
-        try:
-            results[number] = await make()
-        except Exception as error:  # noqa: BLE001 - raised again below, without a group
-            failures.append(error)
-            nursery.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        for number, make in enumerate(makers):
-            nursery.start_soon(run, number, make)
-    if failures:
-        raise failures[0]
-    return [results[number] for number in range(len(makers))]
 
 
 async def _prefetch(opened: OpenLayer) -> None:
