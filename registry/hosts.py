@@ -98,7 +98,7 @@ def parse_hosts_file(raw: bytes, folder: str, endpoint: str) -> tuple[HostConfig
         raise ConfigurationError(f"{what}: {len(tables)} hosts pass the limit of {HOSTS_LIMIT}")
     hosts = []
     for url, value in tables.items():
-        where = f"{what}: host {url[:200]!r}"
+        where = f"{what}: host {_shown(url)}"
         hosts.append(_host(url, _table(value, where), folder, where))
     server = _string(document, "server", what)
     hosts.append(_host(server or "", document, folder, what, endpoint))
@@ -123,9 +123,10 @@ def certificate_files(names: tuple[str, ...], folder: str, endpoint: str) -> Hos
 
 def _host(url: str, table: _Table, folder: str, what: str, endpoint: str = "") -> HostConfig:
     host, scheme, path = endpoint, "", API_PATH
+    path_is_given = _boolean(table, "override_path", what)
     if url:
         scheme, host, path = _split_url(url, what)
-        if not path.endswith(API_PATH) and not _boolean(table, "override_path", what):
+        if not path.endswith(API_PATH) and not path_is_given:
             path += API_PATH
     return HostConfig(
         host=host,
@@ -147,14 +148,19 @@ def _split_url(text: str, what: str) -> tuple[str, str, str]:
         parts = urlsplit(full)
         port = parts.port
     except ValueError as error:
-        raise ConfigurationError(f"{what}: not a URL: {text[:200]!r}") from error
+        raise ConfigurationError(f"{what}: not a URL: {_shown(text)}") from error
     netloc = parts.netloc.lower()
     if not _NETLOC.fullmatch(netloc) or port == 0 or parts.query or parts.fragment:
-        raise ConfigurationError(f"{what}: not the URL of a host: {text[:200]!r}")
+        raise ConfigurationError(f"{what}: not the URL of a host: {_shown(text)}")
     path = "/".join(part for part in parts.path.split("/") if part not in ("", "."))
     if ".." in path.split("/") or not path.isascii() or not path.isprintable():
-        raise ConfigurationError(f"{what}: not a path of a host: {text[:200]!r}")
+        raise ConfigurationError(f"{what}: not a path of a host: {_shown(text)}")
     return parts.scheme, netloc, f"/{path}" if path else ""
+
+
+def _shown(url: str) -> str:
+    """A URL for messages, without a password that somebody may have put into it."""
+    return repr(url.rpartition("@")[2][:200])
 
 
 def _capabilities(table: _Table, what: str) -> frozenset[Capability]:

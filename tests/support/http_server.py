@@ -8,6 +8,9 @@ async with scripted_server(answer) as server:
 """
 
 import contextlib
+import socket
+import ssl
+import struct
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -44,6 +47,14 @@ class Reply:
     """Never answer."""
     stall: bool = False
     """Send no more behind the bytes of ``body``, but keep the connection."""
+    reset: bool = False
+    """Reset the connection (RST) behind the bytes of ``body``."""
+    drip_s: float = 0.0
+    """Send the body byte by byte, each after so long."""
+    wait_s: float = 0.0
+    """Answer after so long."""
+    raw: bytes | None = None
+    """Send these bytes for an answer, then hang up."""
 
 
 @dataclass
@@ -58,16 +69,26 @@ class ScriptedServer:
 
 @contextlib.asynccontextmanager
 async def scripted_server(
-    answer: Callable[[Request], Reply], address: str = "127.0.0.1"
+    answer: Callable[[Request], Reply],
+    address: str = "127.0.0.1",
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[ScriptedServer]:
     async with _single_errors(), trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host=address)
         port = listeners[0].socket.getsockname()[1]
         server = ScriptedServer(f"{address}:{port}")
 
-        async def handle(stream: trio.SocketStream) -> None:
+        async def handle(plain: trio.SocketStream) -> None:
             server.connections += 1
-            with contextlib.suppress(trio.BrokenResourceError, h11.RemoteProtocolError):
+            # A client that hangs up, also in the handshake, is its own business.
+            with contextlib.suppress(
+                trio.BrokenResourceError, trio.ClosedResourceError, h11.RemoteProtocolError
+            ):
+                stream = (
+                    trio.SSLStream(plain, tls, server_side=True, https_compatible=True)
+                    if tls
+                    else plain
+                )
                 async with stream:
                     while request := await _receive(stream):
                         server.requests.append(request)
@@ -90,7 +111,7 @@ async def _single_errors() -> AsyncIterator[None]:
         raise
 
 
-async def _receive(stream: trio.SocketStream) -> Request | None:
+async def _receive(stream: trio.abc.Stream) -> Request | None:
     connection = h11.Connection(h11.SERVER)
     head: h11.Request | None = None
     body: list[bytes] = []
@@ -99,7 +120,7 @@ async def _receive(stream: trio.SocketStream) -> Request | None:
         if event is h11.NEED_DATA:
             if connection.they_are_waiting_for_100_continue:
                 await stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n")
-            connection.receive_data(await stream.receive_some())
+            connection.receive_data(bytes(await stream.receive_some()))
         elif isinstance(event, h11.Request):
             head = event
         elif isinstance(event, h11.Data):
@@ -112,10 +133,14 @@ async def _receive(stream: trio.SocketStream) -> Request | None:
             return None
 
 
-async def _send(stream: trio.SocketStream, request: Request, reply: Reply) -> bool:
+async def _send(stream: trio.abc.Stream, request: Request, reply: Reply) -> bool:
     """Send the reply as it is; False when the connection must end."""
     if reply.hang:
         await trio.sleep_forever()
+    await trio.sleep(reply.wait_s)
+    if reply.raw is not None:
+        await stream.send_all(reply.raw)
+        return False
     headers = dict(reply.headers)
     if reply.chunked:
         headers["Transfer-Encoding"] = "chunked"
@@ -130,8 +155,22 @@ async def _send(stream: trio.SocketStream, request: Request, reply: Reply) -> bo
         if reply.body:
             await stream.send_all(b"%x\r\n%s\r\n" % (len(reply.body), reply.body))
         await stream.send_all(b"0\r\n\r\n")
+    elif reply.drip_s:
+        for byte in reply.body:
+            await trio.sleep(reply.drip_s)
+            await stream.send_all(bytes([byte]))
     else:
         await stream.send_all(reply.body)
     if reply.stall:
         await trio.sleep_forever()
-    return not reply.cut
+    if reply.reset:
+        _reset(stream)
+    return not (reply.cut or reply.reset)
+
+
+def _reset(stream: trio.abc.Stream) -> None:
+    """Let the next close send RST instead of FIN."""
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    assert isinstance(stream, trio.SocketStream)
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
