@@ -97,15 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     wanted = next((word for word in words if not word.startswith("-")), None)
-    args = _parser(wanted).parse_args(words)
-    logging.basicConfig(
-        level=logging.DEBUG if args.debug else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s",
-    )
-    for noisy in ("httpcore", "httpx", "hpack"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        return int(args.run(args))
+        # In here, for a Ctrl-C may come while the command's module is still being imported.
+        args = _parser(wanted).parse_args(words)
+        _log_to_stderr(debug=args.debug)
+        return _run(args)
     except KeyboardInterrupt:
         print("lazyfs: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -113,12 +109,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output went away (as with "| head"): nobody is left to tell.
         sys.stderr.close()
         return EXIT_FAILED
-    except Exception as error:  # noqa: BLE001 - the outermost frame decides what a person sees
+
+
+def _log_to_stderr(*, debug: bool) -> None:
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    for noisy in ("httpcore", "httpx", "hpack"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Run the chosen command; an error becomes one line.
+
+    Raises:
+        KeyboardInterrupt, BrokenPipeError.
+    """
+    try:
+        return int(args.run(args))
+    except BrokenPipeError:
+        raise
+    except (Exception, BaseExceptionGroup) as error:
         failure = innermost(error)
         if args.debug:
             traceback.print_exception(error)
         if isinstance(failure, KeyboardInterrupt):
-            return EXIT_INTERRUPTED
+            raise failure from error
         if isinstance(failure, _expected_errors()):
             print(f"lazyfs {args.command}: {failure}", file=sys.stderr)
         else:
