@@ -1,7 +1,7 @@
 """Whether an unpacked layer that is there already is what it must be."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -16,7 +16,7 @@ from lazyfs.unpack.options import TreeChoice
 from lazyfs.unpack.results import Sidecar
 from lazyfs.unpack.tree import containerd_params
 from lazyfs.verity.audit import BrokenBlock
-from lazyfs.verity.build import HashTreeBuilder
+from lazyfs.verity.build import HashTreeWriter
 from lazyfs.verity.geometry import geometry
 from lazyfs.verity.params import VerityParams
 from registry.digest import Digest
@@ -31,7 +31,7 @@ class FinishedLayer:
         size_bytes: int,
         sidecar: Sidecar | None,
         metadata: LayerMetadata | None,
-        diff_id: Digest,
+        digests: Sequence[Digest],
         choice: TreeChoice,
     ) -> None:
         """Describe what is there and what is wanted.
@@ -41,14 +41,14 @@ class FinishedLayer:
             size_bytes: its length.
             sidecar: what lies beside it.
             metadata: of the layer; None: it has to be decoded from its start.
-            diff_id: SHA-256 of the layer's content.
+            digests: SHA-256 of the layer's content, all that are known.
             choice: which tree there must be.
         """
         self._file = file
         self._size_bytes = size_bytes
         self._sidecar = sidecar
         self._metadata = metadata
-        self._diff_id = diff_id
+        self._digests = digests
         self._choice = choice
         if metadata is not None:
             self._image_size_bytes = metadata.image_size_bytes
@@ -61,12 +61,14 @@ class FinishedLayer:
         Raises:
             OSError: it cannot be read.
         """
-        task.stage("checking", self._image_size_bytes)
         try:
             proof = await trio.to_thread.run_sync(self._proof)
             if proof is not None:
-                await self._check_blocks(proof, workers)
-            await trio.to_thread.run_sync(self._check_content, task.advance, limiter=workers)
+                task.stage("checking blocks", self._image_size_bytes)
+                await self._check_blocks(proof, workers, task.advance)
+            if proof is None or self._choice is not TreeChoice.LAYER:
+                task.stage("checking", self._image_size_bytes)
+                await trio.to_thread.run_sync(self._check_content, task.advance, limiter=workers)
         except LazyfsError as error:
             return str(error)
         return None
@@ -100,44 +102,51 @@ class FinishedLayer:
             raise broken[0].error(params.algorithm)
         return proof
 
-    async def _check_blocks(self, proof: BlockProof, workers: trio.CapacityLimiter) -> None:
+    async def _check_blocks(
+        self, proof: BlockProof, workers: trio.CapacityLimiter, on_progress: Callable[[int], None]
+    ) -> None:
+        """Hold the data against the tree, which is the layer's own or proven later."""
         failures: list[LazyfsError] = []
 
         def work(offset: int, length: int) -> None:
             broken = proof.check(offset, self._file.read(offset, length))
             failures.extend(one.error(proof.params.algorithm) for one in broken[:1])
 
-        await each_piece(self._image_size_bytes, work, workers)
+        await each_piece(self._image_size_bytes, work, workers, on_progress)
         if failures:
             raise failures[0]
 
     def _check_content(self, on_progress: Callable[[int], None]) -> None:
-        """Hold the content against what the manifest promises of it."""
+        """Hold the image against what the manifest promises of it."""
         verity = None if self._metadata is None else self._metadata.verity
-        if verity is not None and verity.in_content and self._choice is not TreeChoice.LAYER:
-            # The diff ID covers a tree that is not there: make the tree, its root will do.
-            tree = HashTreeBuilder(
+        if self._digests and not (verity and verity.in_content):
+            digest = hashlib.sha256()
+            self._read(digest.update, on_progress)
+            for wanted in self._digests:
+                self._compare(digest.hexdigest(), wanted.encoded)
+        elif verity and verity.params.data_block_size_bytes == verity.params.hash_block_size_bytes:
+            # The digest covers a tree that is not there any more. Its root is as good.
+            tree = HashTreeWriter(
+                self._image_size_bytes,
+                lambda offset, data: None,
                 algorithm=verity.params.algorithm,
                 block_size_bytes=verity.params.data_block_size_bytes,
                 salt=verity.params.salt,
                 hash_type=verity.params.hash_type,
             )
-            self._read(self._image_size_bytes, tree.add, on_progress)
-            found, wanted = tree.finish().root_digest.hex(), verity.root_digest.hex()
+            self._read(lambda data: tree.add_digests(tree.hash_blocks(data)), on_progress)
+            root, _ = tree.finish()
+            self._compare(root.hex(), verity.root_digest.hex())
         else:
-            metadata = self._metadata
-            size = self._image_size_bytes if metadata is None else metadata.table.content_size_bytes
-            digest = hashlib.new(self._diff_id.algorithm)
-            self._read(size, digest.update, on_progress)
-            found, wanted = digest.hexdigest(), self._diff_id.encoded
+            raise UnpackError("nothing says what it must be")
+
+    def _compare(self, found: str, wanted: str) -> None:
         if found != wanted:
             raise UnpackError(f"its content has digest {found}, not {wanted}")
 
-    def _read(
-        self, size: int, take: Callable[[bytes], None], on_progress: Callable[[int], None]
-    ) -> None:
-        for offset in range(0, size, PIECE_BYTES):
+    def _read(self, take: Callable[[bytes], None], on_progress: Callable[[int], None]) -> None:
+        for offset in range(0, self._image_size_bytes, PIECE_BYTES):
             trio.from_thread.check_cancelled()
-            data = self._file.read(offset, min(PIECE_BYTES, size - offset))
+            data = self._file.read(offset, min(PIECE_BYTES, self._image_size_bytes - offset))
             take(data)
             on_progress(len(data))

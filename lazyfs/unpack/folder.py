@@ -113,7 +113,8 @@ class LayerFolder:
         """
         try:
             document = json.loads(self.sidecar.read_bytes())
-            return Sidecar(str(document["roothash"]), int(document["hashoffset"]))
+            root = bytes.fromhex(document["roothash"])
+            return Sidecar(root.hex(), int(document["hashoffset"]))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError, KeyError) as error:

@@ -11,9 +11,9 @@ from lazyfs.errors import LazyfsError, SourceUnavailableError, UnpackError, inne
 from lazyfs.layer.budget import ByteBudget
 from lazyfs.layer.limits import Limits
 from lazyfs.model import VerifyMode
-from lazyfs.plan import plan_layer, plan_layers
+from lazyfs.plan import LayerPlan, plan_layer, plan_layers
 from lazyfs.resolve import resolve_image
-from lazyfs.seekable.mediatypes import CHUNK_INDEX_LAYER, is_erofs_layer
+from lazyfs.seekable.mediatypes import CHUNK_INDEX_LAYER, LayerEncoding, is_erofs_layer
 from lazyfs.unpack.folder import DEVICE_NAME, IMAGE_NAME
 from lazyfs.unpack.layer import LayerJob, unpack_layer
 from lazyfs.unpack.options import TreeChoice, UnpackOptions
@@ -69,21 +69,25 @@ def _jobs(
             continue
         following = layers[number] if number < len(layers) else None
         plan = plan_layer(f"layer {number}", layer, following, VerifyMode.ALWAYS)
-        diff_id = diff_ids[number - 1] or plan.diff_id
-        if diff_id is None or diff_id.algorithm != "sha256":
-            raise UnpackError(f"layer {number}: its diff ID is not sha256: {diff_id}")
         is_image = is_erofs_layer(layer.media_type) is not None
         jobs.append(
             LayerJob(
                 number=number,
                 plan=plan,
-                diff_id=diff_id,
+                digests=_content_digests(plan, diff_ids[number - 1]),
                 path=folder / f"{number:0{width}}-{layer.digest.encoded[:12]}",
                 file_name=IMAGE_NAME if is_image else DEVICE_NAME,
                 tree=options.tree if is_image else TreeChoice.NONE,
             )
         )
     return jobs
+
+
+def _content_digests(plan: LayerPlan, diff_id: Digest | None) -> tuple[Digest, ...]:
+    """What the content of a layer must have, as far as the documents say and SHA-256 goes."""
+    plain = plan.encoding is LayerEncoding.RAW and plan.pointers is None
+    digests = {diff_id, plan.diff_id, plan.descriptor.digest if plain else None} - {None}
+    return tuple(digest for digest in digests if digest and digest.algorithm == "sha256")
 
 
 async def _unpack_all(

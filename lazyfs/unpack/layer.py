@@ -39,8 +39,8 @@ class LayerJob:
 
     number: int
     plan: LayerPlan
-    diff_id: Digest
-    """SHA-256 of what the blob decodes to."""
+    digests: tuple[Digest, ...]
+    """SHA-256 of what the blob decodes to, from the configuration and other sources."""
     path: Path
     """The layer's folder."""
     file_name: str
@@ -122,7 +122,7 @@ async def _keep(
     with folder.finished() as file:
         sidecar = folder.read_sidecar()
         size = os.fstat(file.fd).st_size
-        finished = FinishedLayer(file, size, sidecar, metadata, job.diff_id, job.tree)
+        finished = FinishedLayer(file, size, sidecar, metadata, job.digests, job.tree)
         wrong = await finished.check(limits.workers, task)
     if wrong is not None:
         raise UnpackError(f"{folder.image} is there, but {wrong}: remove it to unpack it again")
@@ -196,6 +196,8 @@ class _Unpacking:
     async def _assemble(self, file: ContentFile, metadata: LayerMetadata) -> None:
         """Get all chunks and the tree; what is there already is checked and kept."""
         table = metadata.table
+        if not (metadata.chunks_proven or metadata.verity or self._job.digests):
+            raise UnpackError("neither digest nor dm-verity tree proves what it holds")
         identity = Identity(self._job.plan.descriptor.digest, table.content_size_bytes, len(table))
         self._task.stage("unpacking", table.content_size_bytes)
         with self._folder.journal(identity) as journal:
@@ -206,11 +208,10 @@ class _Unpacking:
 
     def _check_content(self, sha256: str) -> None:
         """Hold the content against the diff ID; a wrong one is not kept."""
-        if sha256 != self._job.diff_id.encoded:
-            self._folder.give_up()
-            raise DigestMismatchError(
-                f"decodes to sha256:{sha256}, its diff ID is {self._job.diff_id}"
-            )
+        for wanted in self._job.digests:
+            if sha256 != wanted.encoded:
+                self._folder.give_up()
+                raise DigestMismatchError(f"decodes to sha256:{sha256}, its diff ID is {wanted}")
 
     async def _in_thread(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         return await trio.to_thread.run_sync(work, *args, limiter=self._limits.workers)

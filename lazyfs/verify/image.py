@@ -185,7 +185,7 @@ class _ImageCheck:
     async def _check_blob(self, number: int, plan: LayerPlan, files: ExitStack) -> Content | None:
         report = self._report.layers[number - 1]
         task = self._progress.begin(f"layer {number}/{len(self._layers)}")
-        file = files.enter_context(TemporaryFile(prefix="lazyfs-verify-"))
+        file = files.enter_context(TemporaryFile(prefix="lazyfs-verify-"))  # noqa: SIM115 - it is one
         job = BlobJob(plan, self._diff_ids[number - 1], report)
         content = None
         try:
