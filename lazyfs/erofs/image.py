@@ -149,6 +149,11 @@ class Image:
             NotADirectoryNodeError: ``directory`` is none.
             ImageFormatError: it has no ``..``, or a block on the way is broken.
         """
+        self._check_directory(directory)
+        if directory.size_bytes:
+            entry = (yield from self._directory_block(directory, 0)).find(b"..")
+            if entry is not None:  # it is, unless a block full of names begins with "!" and such
+                return entry.nid
         try:
             return (yield from self.lookup(directory, b"..")).nid
         except NoSuchEntryError:

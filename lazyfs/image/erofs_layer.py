@@ -1,11 +1,13 @@
 """One EROFS image: runs the parsers of ``lazyfs.erofs`` on verified bytes.
 
 This is where the pure code's requests meet readers: bytes come from the devices, computed
-bytes (decompressed pclusters) from a bounded memo, computed in worker threads.
+bytes (decompressed pclusters) from a bounded memo.
 """
 
+import os
+import stat
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -13,7 +15,7 @@ import trio
 
 from cache.memo import Memo
 from lazyfs.erofs.image import Entry, Image, Inode, open_image
-from lazyfs.errors import LazyfsError, PlanError, TruncatedRecordError
+from lazyfs.errors import ImageFormatError, LazyfsError, PlanError, TruncatedRecordError
 from lazyfs.interfaces import VerifiedReader
 from lazyfs.model import Nid
 from lazyfs.steps import Derive, Need, Request, Steps
@@ -21,7 +23,16 @@ from lazyfs.steps import Derive, Need, Request, Steps
 MAX_INODES = 8192
 """Decoded inodes that one layer remembers."""
 
+IN_PLACE_BYTES = 1 << 16
+"""Results up to this length are computed on the event loop: to let a thread do it takes longer
+than most of them, and the slowest (LZMA) needs about a millisecond."""
+
+THREADS = os.cpu_count() or 1
+"""Longer ones are computed in so many threads at once, whatever the number of layers."""
+
 T = TypeVar("T")
+
+_threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("lazyfs-derive")
 
 
 class ErofsLayer:
@@ -83,10 +94,29 @@ class ErofsLayer:
     async def lookup(self, directory: Nid, name: bytes) -> Entry:
         """The entry of that name.
 
+        A directory has one place, where its ``..`` says: so no directory is met twice on the
+        way down, and no walk is endless.
+
         Raises:
             NoSuchEntryError, NotADirectoryNodeError.
+            ImageFormatError: it is a directory that belongs elsewhere.
         """
-        return await self.run(self.image.lookup(await self.inode(directory), name))
+        entry = await self.run(self.image.lookup(await self.inode(directory), name))
+        if name in (b".", b".."):
+            return entry
+        found = await self.inode(entry.nid)
+        file_type = stat.S_IFMT(found.mode)
+        if entry.file_type not in (0, file_type):
+            raise ImageFormatError(
+                f"nid {entry.nid:#x} has mode {found.mode:#o}, its entry says {entry.file_type:#o}"
+            )
+        if found.is_directory:
+            parent = await self.run(self.image.parent_nid(found))
+            if parent != directory or entry.nid == self.image.root_nid:
+                raise ImageFormatError(
+                    f"directory nid {entry.nid:#x} belongs in {parent:#x}, not {directory:#x}"
+                )
+        return entry._replace(file_type=file_type)
 
     async def entries(self, directory: Nid, position: int) -> list[Entry]:
         """Some entries from ``position``, without ``.`` and ``..``; none at the end.
@@ -152,8 +182,9 @@ class ErofsLayer:
             await self._device(need.device).read(need.offset, need.length)
             for need in request.inputs
         ]
-        compute: Callable[[Sequence[bytes]], bytes] = request.compute
-        return await trio.to_thread.run_sync(compute, inputs)
+        if request.size_bytes <= IN_PLACE_BYTES:
+            return request.compute(inputs)
+        return await trio.to_thread.run_sync(request.compute, inputs, limiter=_limiter())
 
     def _device(self, number: int) -> VerifiedReader:
         if number >= len(self._devices):
@@ -161,3 +192,13 @@ class ErofsLayer:
                 f"data on device {number}, the image was given {len(self._devices) - 1} devices"
             )
         return self._devices[number]
+
+
+def _limiter() -> trio.CapacityLimiter:
+    """The one that all layers share."""
+    try:
+        return _threads.get()
+    except LookupError:
+        limiter = trio.CapacityLimiter(THREADS)
+        _threads.set(limiter)
+        return limiter
