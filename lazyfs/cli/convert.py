@@ -1,8 +1,10 @@
 """Make a seekable EROFS image from a container image.
 
 Tar layers become EROFS images in seekable zstd blobs that "lazyfs mount" reads piece by piece,
-and that containerd 2.3 and later can pull. EROFS layers are taken as they are, and seekable ones
-left alone. The same input and options give the same digests, whatever --jobs is.
+and that containerd 2.3 and later can pull (with --layout erofs-spec: other tools that know the
+EROFS image specification). EROFS layers are taken as they are, and seekable ones left alone,
+unless they have another layout or --chunk-size. The same input and options give the same digests,
+whatever --jobs is.
 
 Temporary files go to TMPDIR: up to four layers at a time, decompressed and compressed.
 
@@ -10,7 +12,7 @@ Examples:
   lazyfs convert docker.io/library/debian:12 localhost:5000/debian:12-lazy
   lazyfs convert docker-archive:app.tar oci:images/app:1.2
   lazyfs convert app:1.2 registry.example/app:1.2 --platform linux/amd64
-  lazyfs convert oci:in:app oci-archive:out.tar:app --chunk-size 1MiB --level 19
+  lazyfs convert oci:in:app oci-archive:out.tar:app --chunk-size 1MiB --compression-level 19
 """
 
 import argparse
@@ -27,6 +29,7 @@ from lazyfs.convert.pipeline import convert_image
 from lazyfs.convert.results import ConversionResult, LayerResult
 from lazyfs.errors import ConversionError
 from lazyfs.seekable.frames import DEFAULT_LEVEL
+from lazyfs.seekable.mediatypes import Layout
 from registry.errors import InvalidReferenceError
 from registry.interfaces import DEFAULT_TIMEOUT_S, Access
 from registry.platforms import Platform, parse_platform
@@ -38,19 +41,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help='see "lazyfs --help" for how to name one')
     parser.add_argument("destination", metavar="DST", help="where the result goes")
     parser.add_argument(
+        "--layout",
+        choices=[layout.value for layout in Layout],
+        default=Layout.CONTAINERD.value,
+        help="how the blobs are laid out and described: as in containerd's pull request 12764, "
+        "or by the EROFS image specification (default: %(default)s)",
+    )
+    parser.add_argument(
         "--chunk-size",
         type=size,
         metavar="SIZE",
-        default=DEFAULT_CHUNK_BYTES,
-        help="image bytes per zstd frame: what a read fetches at least (default: 4MiB)",
+        help="image bytes per zstd frame: what a read fetches at least (default: 4MiB). If given, "
+        "layers that are seekable in other chunks are cut anew",
     )
     parser.add_argument(
-        "--level",
+        "--file-aligned",
+        action="store_true",
+        help="begin chunks with files, so that images share the chunks of the same files "
+        "(--layout erofs-spec)",
+    )
+    parser.add_argument(
+        "--compression-level",
+        dest="level",
         type=int,
         metavar="N",
         default=DEFAULT_LEVEL,
         help=f"zstd level, -7 to 22 (default: {DEFAULT_LEVEL})",
     )
+    parser.add_argument("--level", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     parser.add_argument(
         "--jobs",
         type=int,
@@ -110,7 +128,10 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> ConvertOptions:
     try:
         return ConvertOptions(
-            chunk_size_bytes=args.chunk_size,
+            layout=Layout(args.layout),
+            chunk_size_bytes=DEFAULT_CHUNK_BYTES if args.chunk_size is None else args.chunk_size,
+            rechunk=args.chunk_size is not None,
+            file_aligned=args.file_aligned,
             level=args.level,
             jobs=args.jobs,
             verity=not args.no_verity,

@@ -5,13 +5,15 @@ So file data goes to a spool as it comes, the metadata behind it, and ``BuiltIma
 two in their right order. Nothing is unpacked and nothing is written twice.
 """
 
-import os
 import stat
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from lazyfs.convert.cutting import FileBorders
+from lazyfs.convert.images import read_at
 from lazyfs.convert.tarstream import EntryKind, Readable, TarEntry, TarReader
 from lazyfs.erofs.build.builder import EntryAttributes, ImageBuilder
 from lazyfs.erofs.build.metadata import BLOCK_SIZE
@@ -33,6 +35,19 @@ _SPECIAL = {
 
 
 @dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """What an image depends on beside the tar."""
+
+    data_alignment_bytes: int = BLOCK_SIZE
+    """Where file data begin in an image with much of it: in a chunk of this size, so that the
+    metadata have chunks of their own."""
+    file_borders: bool = False
+    """Whether chunks should begin with files."""
+    lowest: bool = False
+    """Whether there is no layer below, so that whiteouts mean nothing and are left out."""
+
+
+@dataclass(frozen=True, slots=True)
 class BuildStatistics:
     """What an image was made of."""
 
@@ -48,15 +63,32 @@ class BuildStatistics:
 class BuiltImage:
     """A finished image in its spool; ``read`` may be called from several threads."""
 
-    def __init__(self, spool: BinaryIO, statistics: BuildStatistics) -> None:
-        """``spool`` holds data, then metadata; it is closed with the image."""
+    def __init__(
+        self, spool: BinaryIO, statistics: BuildStatistics, file_borders: Sequence[int] = ()
+    ) -> None:
+        """Take a finished image.
+
+        Args:
+            spool: holds data, then metadata; it is closed with the image.
+            statistics: of the image.
+            file_borders: where chunks should begin in the file data.
+        """
         self._spool = spool
         self.statistics = statistics
+        self._file_borders = file_borders
 
     @property
     def size_bytes(self) -> int:
         """Length of the image, a multiple of 4096."""
         return self.statistics.metadata_bytes + self.statistics.data_bytes
+
+    @property
+    def borders(self) -> Sequence[int]:
+        """Where chunks should begin: with file data, and in them."""
+        start = self.statistics.metadata_bytes
+        if not self.statistics.data_bytes:
+            return ()
+        return array("Q", (start, *(start + border for border in self._file_borders)))
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes at ``offset``, fewer only at the end of the image.
@@ -68,12 +100,12 @@ class BuiltImage:
         parts: list[bytes] = []
         if offset < metadata_bytes:
             in_metadata = min(length, metadata_bytes - offset)
-            parts.append(self._pread(self.statistics.data_bytes + offset, in_metadata))
+            parts.append(read_at(self._spool, self.statistics.data_bytes + offset, in_metadata))
             offset += in_metadata
             length -= in_metadata
         length = min(length, self.size_bytes - offset)
         if length > 0:
-            parts.append(self._pread(offset - metadata_bytes, length))
+            parts.append(read_at(self._spool, offset - metadata_bytes, length))
         return b"".join(parts)
 
     def close(self) -> None:
@@ -91,17 +123,6 @@ class BuiltImage:
     ) -> None:
         self.close()
 
-    def _pread(self, offset: int, length: int) -> bytes:
-        parts: list[bytes] = []
-        while length:
-            part = os.pread(self._spool.fileno(), length, offset)
-            if not part:
-                raise OSError(f"temporary image ends at {offset}")
-            parts.append(part)
-            offset += len(part)
-            length -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
 
 class _FileSpool:
     """The builder's spool over a file."""
@@ -117,8 +138,7 @@ def build_image(
     tar: Readable,
     spool: BinaryIO,
     on_progress: Callable[[int], None] | None = None,
-    *,
-    chunk_size_bytes: int = BLOCK_SIZE,
+    options: BuildOptions = BuildOptions(),
 ) -> BuiltImage:
     """Convert a layer's tar stream; blocking, for a worker thread.
 
@@ -126,29 +146,33 @@ def build_image(
         tar: the uncompressed stream; it is read to its end.
         spool: an empty temporary file; it belongs to the image from now on, and is closed
             if there is none.
-        chunk_size_bytes: the image will be cut into chunks of this size, so a large one gets
-            its metadata in chunks of their own.
         on_progress: told the bytes of the tar that were read so far, about every MiB.
+        options: what the image depends on beside the tar.
 
     Raises:
         ConversionError: the tar is damaged or holds what an image cannot.
         OSError: the spool cannot be written.
     """
-    builder = ImageBuilder(_FileSpool(spool))
+    builder = ImageBuilder(_FileSpool(spool), lowest=options.lowest)
+    borders = FileBorders() if options.file_borders else None
     reader = TarReader(tar, on_progress)
     entries = 0
     try:
         for entry in reader.entries():
+            before = builder.data_size
             _add(builder, entry, reader)
+            if borders is not None:
+                borders.add(entry.path, builder.data_size - before)
             entries += 1
-        metadata = builder.finish(_data_alignment(builder.data_size, chunk_size_bytes))
+        alignment = _data_alignment(builder.data_size, options.data_alignment_bytes)
+        metadata = builder.finish(alignment)
         spool.write(metadata)
         spool.flush()
     except BaseException:
         spool.close()
         raise
     statistics = BuildStatistics(entries, builder.data_size, len(metadata), builder.dropped_xattrs)
-    return BuiltImage(spool, statistics)
+    return BuiltImage(spool, statistics, borders.borders() if borders is not None else ())
 
 
 def _data_alignment(data_size_bytes: int, chunk_size_bytes: int) -> int:
@@ -161,6 +185,8 @@ def _add(builder: ImageBuilder, entry: TarEntry, reader: TarReader) -> None:
     path = entry.path
     attributes = EntryAttributes(entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs)
     parent, slash, name = path.rstrip(b"/").rpartition(b"/")
+    if b"/" + META_PREFIX in b"/" + parent:
+        return  # what AUFS keeps for itself
     if name.startswith(WHITEOUT_PREFIX):
         _add_whiteout(builder, parent + slash, name)
     elif entry.kind is EntryKind.FILE:

@@ -5,25 +5,19 @@ media types, diff IDs, and ``os.features``, which gets ``erofs`` so that a clien
 mount EROFS knows it beforehand (as containerd does).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lazyfs.errors import ConversionError
-from lazyfs.seekable.annotations import KEYS, SeekableAnnotations, parse_annotations
-from lazyfs.seekable.mediatypes import ZSTD_LAYER, is_erofs_layer
+from lazyfs.seekable import annotations as containerd
+from lazyfs.seekable import specannotations as spec
+from lazyfs.seekable.mediatypes import SPEC_ZSTD_LAYER, ZSTD_LAYER, Layout, is_erofs_layer
+from lazyfs.seekable.specannotations import ROLE, Role
 from registry.digest import Digest
 from registry.errors import ContentError
 from registry.jsondoc import Json, JsonObject, as_object, encode_json, parse_object
 from registry.manifest import Descriptor, Index, Manifest
-from registry.mediatype import (
-    CONFIGS,
-    GZIP_LAYERS,
-    OCI_CONFIG,
-    OCI_INDEX,
-    OCI_MANIFEST,
-    TAR_LAYERS,
-    ZSTD_LAYERS,
-)
+from registry.mediatype import CONFIGS, OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from registry.platforms import Platform, decode_platform
 
 EROFS_FEATURE = "erofs"
@@ -38,13 +32,15 @@ class ImageConfig:
     """The configuration of an image (image-spec, config.md)."""
 
     document: JsonObject
-    diff_ids: tuple[Digest, ...]
+    diff_ids: tuple[Digest | None, ...]
+    """Of each layer; None where there is no list (EROFS image specification, section 5.2)."""
     platform: Platform
 
     def converted(self, diff_ids: Sequence[Digest]) -> bytes:
         """The configuration of the converted image."""
         document = dict(self.document)
-        rootfs = dict(as_object(document["rootfs"], "configuration: rootfs"))
+        rootfs = dict(as_object(document.get("rootfs", {}), "configuration: rootfs"))
+        rootfs["type"] = "layers"
         rootfs["diff_ids"] = [str(diff_id) for diff_id in diff_ids]
         document["rootfs"] = rootfs
         features: list[Json] = list(_with_erofs(self.platform).os_features)
@@ -60,8 +56,8 @@ def decode_config(raw: bytes, layers: int) -> ImageConfig:
         ContentError: it is not a configuration.
     """
     document = parse_object(raw, "configuration", CONFIG_LIMIT_BYTES)
-    rootfs = as_object(document.get("rootfs"), "configuration: rootfs")
-    diff_ids = rootfs.get("diff_ids")
+    rootfs = as_object(document.get("rootfs", {}), "configuration: rootfs")
+    diff_ids = rootfs.get("diff_ids", [None] * layers)
     if not isinstance(diff_ids, list):
         raise ContentError("configuration: rootfs.diff_ids is not a list")
     if len(diff_ids) != layers:
@@ -70,7 +66,9 @@ def decode_config(raw: bytes, layers: int) -> ImageConfig:
         )
     return ImageConfig(
         document=document,
-        diff_ids=tuple(Digest.parse(str(diff_id)) for diff_id in diff_ids),
+        diff_ids=tuple(
+            None if diff_id is None else Digest.parse(str(diff_id)) for diff_id in diff_ids
+        ),
         platform=replace(decode_platform(document, "configuration"), extra={}),
     )
 
@@ -82,25 +80,33 @@ def is_image(manifest: Manifest, entry: Descriptor) -> bool:
     return manifest.config.media_type in CONFIGS and not manifest.artifact_type
 
 
-def is_seekable(layer: Descriptor) -> bool:
-    """Whether a layer needs no conversion.
-
-    Raises:
-        PlanError: malformed annotations, or an unknown encoding of EROFS.
-        ConversionError: neither a tar nor EROFS.
-    """
-    encoding = is_erofs_layer(layer.media_type)
-    if encoding is None and layer.media_type not in TAR_LAYERS | GZIP_LAYERS | ZSTD_LAYERS:
-        raise ConversionError(f"layer {layer.digest}: {layer.media_type!r} cannot be converted")
-    return layer.media_type == ZSTD_LAYER and parse_annotations(layer.annotations) is not None
-
-
 def converted_layer(
-    source: Descriptor, digest: Digest, size_bytes: int, annotations: SeekableAnnotations
+    source: Descriptor,
+    layout: Layout,
+    digest: Digest,
+    size_bytes: int,
+    annotations: Mapping[str, str],
 ) -> Descriptor:
     """The descriptor of a seekable blob; other annotations of the source stay."""
-    kept = {key: value for key, value in source.annotations.items() if key not in KEYS}
-    return Descriptor(ZSTD_LAYER, digest, size_bytes, kept | annotations.encode())
+    stale = {*containerd.KEYS, *spec.KEYS}
+    if layout is Layout.EROFS_SPEC:
+        stale.remove(ROLE)
+    kept = {key: value for key, value in source.annotations.items() if key not in stale}
+    media_type = SPEC_ZSTD_LAYER if layout is Layout.EROFS_SPEC else ZSTD_LAYER
+    return Descriptor(media_type, digest, size_bytes, kept | dict(annotations))
+
+
+def with_roles(layers: Sequence[Descriptor]) -> list[Descriptor]:
+    """Say of the images below the topmost that they are lower directories.
+
+    By the EROFS image specification (section 3.6) a layer without a lower one has no whiteouts.
+    """
+    return [
+        layer.annotated({ROLE: Role.OVERLAY_LOWER.value})
+        if is_erofs_layer(layer.media_type) and ROLE not in layer.annotations
+        else layer
+        for layer in layers[:-1]
+    ] + list(layers[-1:])
 
 
 def converted_manifest(source: Manifest, config: bytes, layers: Sequence[Descriptor]) -> Manifest:

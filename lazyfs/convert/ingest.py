@@ -4,30 +4,22 @@ Nothing that comes is trusted: the blob is held against its descriptor's digest 
 it decodes to against the configuration's diff ID, and only then is there an image.
 """
 
-import tempfile
 from collections.abc import Callable
-from functools import partial
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import trio
 
-from lazyfs.convert.build import build_image
 from lazyfs.convert.decoding import DecodedLayer
 from lazyfs.convert.feed import PIECES_AHEAD, Feed, pump
-from lazyfs.convert.images import Image, copy_image
+from lazyfs.convert.images import Image, open_temporary
 from lazyfs.convert.tarstream import Readable
 from lazyfs.errors import ConversionError, DigestMismatchError
-from lazyfs.seekable.mediatypes import LayerEncoding, is_erofs_layer
 from registry.digest import Digest, DigestVerifier
 from registry.interfaces import BlobReader
 from registry.manifest import Descriptor
 
 Build = Callable[[Readable, BinaryIO], Image]
-
-
-def open_temporary() -> BinaryIO:
-    """An unnamed file: whatever ends this process, nothing is left of it."""
-    return cast(BinaryIO, tempfile.TemporaryFile(prefix="lazyfs-convert-"))
+"""From decoded bytes and an empty file to an image that has taken the file over."""
 
 
 async def ingest(
@@ -35,7 +27,9 @@ async def ingest(
     descriptor: Descriptor,
     diff_id: Digest,
     on_progress: Callable[[int], None],
-    chunk_size_bytes: int,
+    build: Build,
+    *,
+    compressed: bool = True,
 ) -> Image:
     """Read a layer and make an image of it.
 
@@ -44,7 +38,8 @@ async def ingest(
         descriptor: what they must be.
         diff_id: digest of what they must decode to.
         on_progress: told of blob bytes read; called in a worker thread.
-        chunk_size_bytes: the image will be cut into chunks of this size.
+        build: makes the image; runs in a worker thread.
+        compressed: whether the blob may be.
 
     Raises:
         ConversionError: the layer is broken, or holds what an image cannot.
@@ -55,10 +50,6 @@ async def ingest(
     """
     name = f"layer {descriptor.digest}"
     verifier = DigestVerifier(descriptor.digest, descriptor.size_bytes, name)
-    encoding = is_erofs_layer(descriptor.media_type)
-    build: Build = copy_image
-    if encoding is None:
-        build = partial(build_image, chunk_size_bytes=chunk_size_bytes)
     send, receive = trio.open_memory_channel[bytes](PIECES_AHEAD)
 
     def see(piece: bytes) -> None:
@@ -69,7 +60,7 @@ async def ingest(
         feed = Feed(receive, see)
         spool = open_temporary()
         try:
-            layer = DecodedLayer(feed, compressed=encoding is not LayerEncoding.RAW)
+            layer = DecodedLayer(feed, compressed=compressed)
             image = build(layer, spool)
             layer.drain()
             verifier.finish()

@@ -3,18 +3,26 @@
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
+from functools import partial
 from typing import BinaryIO
 
 import trio
 
-from lazyfs.convert.documents import converted_layer, is_seekable
-from lazyfs.convert.ingest import ingest, open_temporary
+from lazyfs.convert.build import BuildOptions, build_image
+from lazyfs.convert.documents import converted_layer
+from lazyfs.convert.images import copy_image, open_temporary
+from lazyfs.convert.ingest import Build, ingest
 from lazyfs.convert.options import ConvertOptions
-from lazyfs.convert.progress import Progress
+from lazyfs.convert.progress import Progress, ProgressTask
 from lazyfs.convert.results import LayerOutcome, LayerResult
+from lazyfs.convert.sourcelayers import LayerKind, SourceLayer
 from lazyfs.convert.wrapping import wrap_image
-from lazyfs.seekable.mediatypes import is_erofs_layer
-from registry.digest import Digest
+from lazyfs.errors import UnsupportedFeatureError
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.metadata import fetch_metadata
+from lazyfs.layer.source import RegistrySource
+from lazyfs.plan import LayerPlan
+from lazyfs.seekable.mediatypes import LayerEncoding, Layout, is_erofs_layer, layout_of
 from registry.interfaces import BlobReader, ImageDestination, ImageSource
 from registry.manifest import Descriptor
 
@@ -40,7 +48,7 @@ class LayerConverter:
         self._progress = progress
         self._workers = trio.CapacityLimiter(options.jobs)
 
-    async def convert(self, layer: Descriptor, diff_id: Digest, label: str) -> LayerResult:
+    async def convert(self, layer: SourceLayer, label: str) -> LayerResult:
         """Put the seekable form of ``layer`` into the destination.
 
         Raises:
@@ -48,42 +56,110 @@ class LayerConverter:
 
         Cancelled: temporary files are gone; the destination may keep a blob nobody names.
         """
-        if is_seekable(layer):
-            return await self._keep(layer, diff_id, label)
         task = self._progress.begin(label)
-        task.stage("reading", layer.size_bytes)
-        reader = await self._source.open_blob(layer)
+        if layer.kind is LayerKind.DEVICE or await self._is_as_asked(layer):
+            result = await self._keep(layer, task)
+        else:
+            result = await self._rewrite(layer, task)
+        task.finish()
+        return result
+
+    async def _is_as_asked(self, layer: SourceLayer) -> bool:
+        """Whether a layer is seekable already, in the layout and chunks that were asked for."""
+        options = self._options
+        if layer.kind is not LayerKind.EROFS or options.file_aligned:
+            return False
+        if layout_of(layer.descriptor.media_type) is not options.layout:
+            return False
+        plan = layer.plan()
+        if plan.pointers is None or plan.pointers.table is None:
+            return False
+        if not options.rechunk:
+            return True
+        try:
+            chunk_bytes, chunks = await self._chunk_size(plan)
+        except UnsupportedFeatureError:
+            return False
+        return chunk_bytes == options.chunk_size_bytes or (
+            chunks == 1 and chunk_bytes < options.chunk_size_bytes
+        )
+
+    async def _chunk_size(self, plan: LayerPlan) -> tuple[int, int]:
+        """Length of the longest chunk, and the number of chunks of the image."""
+        counters = LayerCounters()
+        blob = RegistrySource(await self._source.open_blob(plan.descriptor), counters)
+        index = None
+        if plan.index is not None:
+            index = RegistrySource(await self._source.open_blob(plan.index), counters)
+        if plan.pointers is None:
+            raise AssertionError("only layers with a chunk table are asked about")
+        metadata = await fetch_metadata(plan.pointers, blob, index)
+        table = metadata.table
+        if not metadata.image_size_bytes:
+            return 0, 1
+        last = table.index_at(metadata.image_size_bytes - 1)
+        return max(table.chunk(index).length for index in range(last + 1)), last + 1
+
+    async def _rewrite(self, layer: SourceLayer, task: ProgressTask) -> LayerResult:
+        descriptor = layer.descriptor
+        task.stage("reading", descriptor.size_bytes)
+        reader = await self._source.open_blob(descriptor)
         with open_temporary() as file:
-            chunk_size_bytes = self._options.chunk_size_bytes
-            image = await ingest(reader, layer, diff_id, task.advance, chunk_size_bytes)
+            image = await ingest(
+                reader,
+                descriptor,
+                layer.diff_id,
+                task.advance,
+                self._build(layer),
+                compressed=is_erofs_layer(descriptor.media_type) is not LayerEncoding.RAW,
+            )
             with closing(image):
                 task.stage("compressing", image.size_bytes)
                 wrapped = await wrap_image(image, file, self._options, self._workers, task.advance)
-            descriptor = converted_layer(
-                layer, wrapped.digest, wrapped.size_bytes, wrapped.annotations
+            new = converted_layer(
+                descriptor,
+                self._options.layout,
+                wrapped.digest,
+                wrapped.size_bytes,
+                wrapped.annotations,
             )
             task.stage("pushing", wrapped.size_bytes)
             await self._destination.push_blob(
-                descriptor, lambda: _file_pieces(file, wrapped.size_bytes, task.advance)
+                new, lambda: _file_pieces(file, wrapped.size_bytes, task.advance)
             )
-        tar = is_erofs_layer(layer.media_type) is None
-        result = LayerResult(
+        tar = layer.kind is LayerKind.TAR
+        return LayerResult(
             LayerOutcome.CONVERTED if tar else LayerOutcome.WRAPPED,
-            source=layer,
-            descriptor=descriptor,
+            source=descriptor,
+            descriptor=new,
             diff_id=wrapped.diff_id,
             image_size_bytes=wrapped.image_size_bytes,
             chunks=wrapped.chunks,
         )
-        task.finish()
-        return result
 
-    async def _keep(self, layer: Descriptor, diff_id: Digest, label: str) -> LayerResult:
-        task = self._progress.begin(label)
-        task.stage("copying", layer.size_bytes)
-        await copy_blob(self._source, self._destination, layer, task.advance)
-        task.finish()
-        return LayerResult(LayerOutcome.KEPT, layer, layer, diff_id, None, None)
+    def _build(self, layer: SourceLayer) -> Build:
+        """How to make a raw image of a layer."""
+        if layer.kind is not LayerKind.TAR:
+            return partial(copy_image, image_bytes=layer.image_bytes())
+        options = BuildOptions(file_borders=self._options.file_aligned, lowest=layer.lowest)
+        if self._options.layout is Layout.CONTAINERD:
+            options = BuildOptions(data_alignment_bytes=self._options.chunk_size_bytes)
+        return partial(build_image, options=options)
+
+    async def _keep(self, layer: SourceLayer, task: ProgressTask) -> LayerResult:
+        blobs = (layer.descriptor,) if layer.index is None else (layer.descriptor, layer.index)
+        task.stage("copying", sum(blob.size_bytes for blob in blobs))
+        for blob in blobs:
+            await copy_blob(self._source, self._destination, blob, task.advance)
+        return LayerResult(
+            LayerOutcome.KEPT,
+            layer.descriptor,
+            layer.descriptor,
+            layer.diff_id,
+            None,
+            None,
+            index=layer.index,
+        )
 
 
 async def copy_blob(

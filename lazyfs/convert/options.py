@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from lazyfs.errors import ConversionError
 from lazyfs.seekable.chunktable import MAX_CHUNK_BYTES
 from lazyfs.seekable.frames import DEFAULT_LEVEL
+from lazyfs.seekable.mediatypes import Layout
 from lazyfs.verity.params import MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
 from registry.platforms import Platform
 
@@ -23,7 +24,12 @@ class ConvertOptions:
         ConversionError: values that do not go together.
     """
 
+    layout: Layout = Layout.CONTAINERD
     chunk_size_bytes: int = DEFAULT_CHUNK_BYTES
+    rechunk: bool = False
+    """Whether layers that are seekable in chunks of another size are cut anew."""
+    file_aligned: bool = False
+    """Whether chunks begin with files (``Layout.EROFS_SPEC`` only)."""
     level: int = DEFAULT_LEVEL
     jobs: int = 1
     """Threads that compress; the result does not depend on it."""
@@ -48,9 +54,14 @@ class ConvertOptions:
             raise ConversionError(
                 f"chunk size {chunk} is not a multiple of the verity block size {block}"
             )
+        if self.file_aligned and self.layout is not Layout.EROFS_SPEC:
+            raise ConversionError(
+                f"chunks that begin with files need --layout {Layout.EROFS_SPEC}: "
+                f"those of {self.layout} have one size"
+            )
         if not MIN_LEVEL <= self.level <= MAX_LEVEL:
             raise ConversionError(
-                f"level {self.level}: from {MIN_LEVEL} to {MAX_LEVEL} are allowed"
+                f"compression level {self.level}: from {MIN_LEVEL} to {MAX_LEVEL} are allowed"
             )
         if not 1 <= self.jobs <= MAX_JOBS:
             raise ConversionError(f"{self.jobs} jobs: from 1 to {MAX_JOBS} are allowed")

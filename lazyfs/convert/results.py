@@ -30,6 +30,13 @@ class LayerResult:
     image_size_bytes: int | None
     """None for a kept layer: its table was not read."""
     chunks: int | None
+    index: Descriptor | None = None
+    """A chunk index that is a layer of its own and stands behind this one."""
+
+    def layers(self) -> tuple[tuple[Descriptor, Digest], ...]:
+        """What stands in the manifest, with diff IDs."""
+        own = (self.descriptor, self.diff_id)
+        return (own,) if self.index is None else (own, (self.index, self.index.digest))
 
 
 @dataclass(frozen=True, slots=True)

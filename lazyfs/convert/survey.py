@@ -1,23 +1,28 @@
 """Looks at all documents of a source before any work is done, and refuses what cannot be done."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from lazyfs.convert.documents import (
     CONFIG_LIMIT_BYTES,
     ImageConfig,
     decode_config,
     is_image,
-    is_seekable,
     reference_of,
 )
+from lazyfs.convert.options import ConvertOptions
+from lazyfs.convert.sourcelayers import FOREIGN_LAYERS, SourceLayer, source_layers
 from lazyfs.errors import ConversionError
 from registry.interfaces import ImageSource
 from registry.manifest import Descriptor, Index, Manifest, choose_platform, decode, decode_manifest
 from registry.platforms import Platform, rank
 
 MAX_ENTRIES = 256
-"""Entries of an index that are converted or carried along."""
+"""Entries of all indexes together that are converted or carried along."""
+
+MAX_INDEX_DEPTH = 4
+"""Indexes inside indexes that are followed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,7 @@ class SourceImage:
     entry: Descriptor
     manifest: Manifest
     config: ImageConfig
+    layers: tuple[SourceLayer, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,70 +45,124 @@ class CarriedManifest:
 
 
 @dataclass(frozen=True, slots=True)
+class SourceIndex:
+    """An index, and what of it is taken."""
+
+    entry: Descriptor
+    index: Index
+    entries: tuple["SourceEntry", ...]
+
+
+SourceEntry: TypeAlias = SourceImage | CarriedManifest | SourceIndex
+
+
+@dataclass(frozen=True, slots=True)
 class Survey:
     """All that is to be done."""
 
-    index: Index | None
-    """The source's index; None: the result is a single image."""
-    entries: tuple[SourceImage | CarriedManifest, ...]
+    top: SourceImage | SourceIndex
     notes: tuple[str, ...]
     """What is left out, and why."""
 
     @property
     def images(self) -> list[SourceImage]:
-        """The images to convert."""
-        return [entry for entry in self.entries if isinstance(entry, SourceImage)]
+        """The images to convert, in the order of their indexes."""
+        return [entry for entry in _walk(self.top) if isinstance(entry, SourceImage)]
+
+    @property
+    def carried(self) -> list[CarriedManifest]:
+        """What is copied."""
+        return [entry for entry in _walk(self.top) if isinstance(entry, CarriedManifest)]
 
 
-async def survey_source(source: ImageSource, platforms: Sequence[Platform]) -> Survey:
+def _walk(entry: SourceEntry) -> Iterator[SourceEntry]:
+    yield entry
+    if isinstance(entry, SourceIndex):
+        for inner in entry.entries:
+            yield from _walk(inner)
+
+
+async def survey_source(source: ImageSource, options: ConvertOptions) -> Survey:
     """Fetch manifests and configurations.
-
-    Args:
-        source: what to convert.
-        platforms: of an index, take these only. A single one gives a single image.
 
     Raises:
         ConversionError: no image, or one that cannot be converted.
         PlanError: an EROFS layer with malformed annotations.
         RegistryError: the source cannot be read, or does not have the platform.
     """
-    top = await source.resolve()
-    raw = await source.fetch_manifest(top)
-    document = decode(raw, top.media_type)
-    if isinstance(document, Manifest):
-        if not is_image(document, top):
-            raise ConversionError(f"{source.name} is no container image")
-        image = await _look_at(source, top, document)
-        _check_single(image.config.platform, platforms)
-        return Survey(None, (image,), ())
-    entries, notes = await _look_at_entries(source, document, platforms)
-    survey = Survey(None if len(platforms) == 1 else document, tuple(entries), tuple(notes))
-    if not survey.images:
-        raise ConversionError(f"{source.name} has no Linux image in its index")
-    return survey
+    return await _Surveyor(source, options).survey()
 
 
-async def _look_at_entries(
-    source: ImageSource, index: Index, platforms: Sequence[Platform]
-) -> tuple[list[SourceImage | CarriedManifest], list[str]]:
-    chosen = _choose(index, platforms)
-    if len(chosen) > MAX_ENTRIES:
-        raise ConversionError(f"index has {len(chosen)} entries, at most {MAX_ENTRIES} are taken")
-    entries: list[SourceImage | CarriedManifest] = []
-    notes: list[str] = []
-    for entry in chosen:
-        if not entry.is_manifest:
-            raise ConversionError(f"index entry {entry.digest} is a {entry.media_type!r}")
+class _Surveyor:
+    """Walks one source; each platform that was asked for is taken where it fits best."""
+
+    def __init__(self, source: ImageSource, options: ConvertOptions) -> None:
+        self._source = source
+        self._options = options
+        self._notes: list[str] = []
+        self._seen = 0
+
+    async def survey(self) -> Survey:
+        platforms = self._options.platforms
+        top = await self._source.resolve()
+        document = decode(await self._source.fetch_manifest(top), top.media_type)
+        if isinstance(document, Manifest):
+            if not is_image(document, top):
+                raise ConversionError(f"{self._source.name} is no container image")
+            image = await self._look_at(top, document)
+            _check_single(image.config.platform, platforms)
+            return Survey(image, tuple(self._notes))
+        index = await self._look_into(top, document, 1)
+        survey = Survey(index, tuple(self._notes))
+        if not survey.images:
+            raise ConversionError(f"{self._source.name} has no Linux image in its index")
+        if len(platforms) == 1:
+            return Survey(survey.images[0], survey.notes)
+        return survey
+
+    async def _look_into(self, entry: Descriptor, index: Index, depth: int) -> SourceIndex:
+        if depth > MAX_INDEX_DEPTH:
+            raise ConversionError(f"more than {MAX_INDEX_DEPTH} indexes inside each other")
+        chosen = _choose(index, self._options.platforms)
+        self._seen += len(chosen)
+        if self._seen > MAX_ENTRIES:
+            raise ConversionError(
+                f"index has {self._seen} entries, at most {MAX_ENTRIES} are taken"
+            )
+        entries: list[SourceEntry] = []
+        for inner in chosen:
+            found = await self._look_at_entry(inner, depth)
+            if found is not None:
+                entries.append(found)
+        return SourceIndex(entry, index, tuple(entries))
+
+    async def _look_at_entry(self, entry: Descriptor, depth: int) -> SourceEntry | None:
         if entry.platform is not None and not _can_run_erofs(entry.platform):
-            notes.append(f"left out: {entry.platform} (only Linux has EROFS)")
-            continue
-        raw = await source.fetch_manifest(entry)
+            self._notes.append(f"left out: {entry.platform} (only Linux has EROFS)")
+            return None
+        if entry.is_index:
+            document = decode(await self._source.fetch_manifest(entry), entry.media_type)
+            if isinstance(document, Index):
+                return await self._look_into(entry, document, depth + 1)
+        if not entry.is_manifest:
+            self._notes.append(f"left out: {entry.digest}, a {entry.media_type[:80]}")
+            return None
+        raw = await self._source.fetch_manifest(entry)
         manifest = decode_manifest(raw, entry.media_type)
         if is_image(manifest, entry):
-            entries.append(await _look_at(source, entry, manifest))
-        else:
-            entries.append(CarriedManifest(entry, raw, manifest))
-    return entries, notes
+            return await self._look_at(entry, manifest)
+        return CarriedManifest(entry, raw, manifest)
+
+    async def _look_at(self, entry: Descriptor, manifest: Manifest) -> SourceImage:
+        raw = await self._source.fetch_content(manifest.config, CONFIG_LIMIT_BYTES)
+        config = decode_config(raw, len(manifest.layers))
+        layers = source_layers(manifest.layers, config.diff_ids, self._options.layout)
+        self._notes += [
+            f"layer {layer.digest} was not to be pushed elsewhere ({layer.media_type})"
+            for layer in manifest.layers
+            if layer.media_type in FOREIGN_LAYERS
+        ]
+        return SourceImage(entry, manifest, config, layers)
 
 
 def _choose(index: Index, platforms: Sequence[Platform]) -> list[Descriptor]:
@@ -128,11 +188,3 @@ def _check_single(offered: Platform, wanted: Sequence[Platform]) -> None:
     for platform in wanted:
         if rank(platform, offered) is None:
             raise ConversionError(f"the image is for {offered}, not for {platform}")
-
-
-async def _look_at(source: ImageSource, entry: Descriptor, manifest: Manifest) -> SourceImage:
-    raw = await source.fetch_content(manifest.config, CONFIG_LIMIT_BYTES)
-    config = decode_config(raw, len(manifest.layers))
-    for layer in manifest.layers:
-        is_seekable(layer)  # refuses what cannot be converted
-    return SourceImage(entry, manifest, config)

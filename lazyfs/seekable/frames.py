@@ -65,15 +65,15 @@ def verify_frame(frame: bytes, digest: bytes) -> None:
     check(frame, digest, "chunk frame")
 
 
-def aligned_frame(frame: bytes, alignment_bytes: int) -> bytes:
-    """The same frame, a multiple of ``alignment_bytes`` long, by empty blocks in it.
+def aligned_frame(frame: bytes, offset: int, alignment_bytes: int) -> bytes:
+    """The same frame, ending at a multiple of ``alignment_bytes`` if it begins at ``offset``.
 
-    An empty block is a header of three bytes (RFC 8878, section 3.1.1.2), so any alignment that
-    is no multiple of three can be reached. What follows the last frame of a blob then lies
-    aligned without a gap, and the frame stays one frame.
+    It gets empty blocks, each a header of three bytes (RFC 8878, section 3.1.1.2), so that any
+    alignment can be reached that is no multiple of three. What follows the last frame of a blob
+    then lies aligned without a gap, and the frame stays one frame.
     """
     count = 0
-    while (len(frame) + 3 * count) % alignment_bytes:
+    while (offset + len(frame) + 3 * count) % alignment_bytes:
         count += 1
     start = zstandard.frame_header_size(frame)
     return frame[:start] + bytes(3 * count) + frame[start:]

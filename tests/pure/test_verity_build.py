@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lazyfs.errors import ImageFormatError
-from lazyfs.verity.build import HashTreeBuilder
+from lazyfs.verity.build import HashTreeBuilder, HashTreeWriter
 from tests.support import verity_oracle
 
 COUNTS = (1, 2, 63, 64, 65, 2125, 4097)
@@ -66,14 +66,21 @@ def test_pieces_of_any_length_give_the_same_tree():
         step = chooser.choice([1, 511, 512, 513, 3000])
         pieces.add(data[position : position + step])
         position += step
-    spread = HashTreeBuilder(block_size_bytes=512)
+    payload = bytearray(whole_size := len(whole.finish().payload))
+
+    def write(offset: int, blocks: bytes) -> None:
+        payload[offset : offset + len(blocks)] = blocks
+
+    spread = HashTreeWriter(len(data), write, block_size_bytes=512)
     for start in range(0, len(data), 1024):
         spread.add_digests(spread.hash_blocks(data[start : start + 1024]))
     padded = HashTreeBuilder(block_size_bytes=512)
     padded.add(data.ljust(71 * 512, b"\0"))
     expected = whole.finish()
     assert pieces.finish() == expected
-    assert spread.finish() == expected
+    root_digest, params = spread.finish()
+    assert (root_digest, bytes(payload), params) == expected
+    assert spread.payload_size_bytes == len(payload) == whole_size
     assert padded.finish() == expected
 
 

@@ -55,10 +55,16 @@ class EntryAttributes:
 class ImageBuilder:
     """Builds one image. Every ``add_*`` raises ``ConversionError`` naming the entry."""
 
-    def __init__(self, spool: Spool) -> None:
-        """File data will go to ``spool``, each file at a multiple of the block size."""
+    def __init__(self, spool: Spool, *, lowest: bool = False) -> None:
+        """Begin an image.
+
+        Args:
+            spool: file data will go there, each file at a multiple of the block size.
+            lowest: nothing lies below the image, so it gets no whiteouts and opaque
+                directories.
+        """
         self._spool = spool
-        self._tree = Tree()
+        self._tree = Tree(lowest=lowest)
         self._data_size = 0
         self._data_checksum = 0
         self._sparse_overhead = 0

@@ -16,6 +16,9 @@ from lazyfs.erofs.build.xattrs import OPAQUE, ORIGIN, XattrSet, with_xattr
 from lazyfs.erofs.ondisk import EROFS_NAME_LEN
 from lazyfs.errors import ConversionError
 
+WHITEOUT_PREFIX = b".wh."
+"""Begins the names of whiteouts in layer tars, which are translated."""
+
 UNPLACED = -1
 """Position of an inode that has none yet."""
 MAX_SYMLINK_HOPS = 40
@@ -143,9 +146,10 @@ class Directory(Inode):
 class Tree:
     """Names and what they mean so far."""
 
-    def __init__(self) -> None:
-        """Make a tree of an implied root."""
+    def __init__(self, *, lowest: bool = False) -> None:
+        """Make a tree of an implied root; with nothing below it, it hides nothing."""
         self.root = Directory(IMPLIED_DIRECTORY)
+        self._lowest = lowest
 
     def locate(self, path: bytes) -> tuple[Directory, bytes]:
         """The directory and name that an entry of this path goes to; makes missing parents.
@@ -165,9 +169,14 @@ class Tree:
         A directory in place of anything else is opaque: the other thing hid what lower
         layers have there, and unpacking would have removed that.
         """
+        if name.startswith(WHITEOUT_PREFIX):
+            raise ConversionError(f"{shown(name)}: the name of a whiteout, which no image has")
         if isinstance(child, Directory):
             child.parent = directory
-            child.opaque = directory.children.get(name) is not None
+            child.opaque = not self._lowest and directory.children.get(name) is not None
+        elif self._lowest and isinstance(child, Inode) and child.is_whiteout:
+            directory.children.pop(name, None)
+            return
         directory.children[name] = child
 
     def put_directory(self, path: bytes, attributes: Attributes) -> None:
@@ -201,6 +210,8 @@ class Tree:
         """Hide the name of lower layers, but nothing that this layer has itself."""
         directory, name = self.locate(path)
         present = directory.children.get(name)
+        if self._lowest:
+            return
         if present is None:
             self.put(directory, name, Inode(stat.S_IFCHR, WHITEOUT))
         elif isinstance(present, Directory):
@@ -208,7 +219,7 @@ class Tree:
 
     def set_opaque(self, path: bytes) -> None:
         """Hide what lower layers have in the directory, which is made if need be."""
-        self._make(split_path(path), path).opaque = True
+        self._make(split_path(path), path).opaque = not self._lowest
 
     def complete(self) -> None:
         """Resolve hard links, count links, sort names, express opaqueness as xattrs.

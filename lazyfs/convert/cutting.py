@@ -1,0 +1,83 @@
+"""Where the chunks of an image begin.
+
+Chunks of one size suit reading. Where several images share files, chunks that begin with files
+are shared too: the same file gives the same chunk, wherever it lies in an image. ``FileBorders``
+chooses such borders while the files come; see decision note 7.
+"""
+
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+
+from lazyfs.model import ByteRange
+
+LARGE_BYTES = 256 << 10
+"""A file from this size on has chunks of its own."""
+
+GROUP_BYTES = 1 << 20
+"""Smaller files are put together up to about this size."""
+
+MARK_EVERY = 32
+"""Of the paths of small files, one in so many begins a new group."""
+
+
+def cut(size_bytes: int, borders: Iterable[int], chunk_size_bytes: int) -> Iterator[ByteRange]:
+    """Cut an image at its borders, and what lies between them into chunks of a size.
+
+    Args:
+        size_bytes: of the image.
+        borders: increasing, inside the image; 0 may be among them.
+        chunk_size_bytes: of the largest chunk.
+    """
+    start = 0
+    for border in chain(borders, (size_bytes,)):
+        while start < border:
+            length = min(chunk_size_bytes, border - start)
+            yield ByteRange(start, length)
+            start += length
+
+
+class FileBorders:
+    """Chooses borders at the beginning of files.
+
+    A large file begins a chunk and ends one. A small one begins a chunk if its path is marked
+    (by a hash of the path: content does not matter, so a changed file moves no border), or if
+    the group before it is full, or if a large file comes before it.
+    """
+
+    def __init__(self) -> None:
+        """Begin with an empty image; its end is the only border."""
+        self._borders = array("Q")
+        self._end = 0
+
+    def add(self, path: bytes, size_bytes: int) -> None:
+        """Take the next file.
+
+        Args:
+            path: in the image; how it is written does not matter (``./a``, ``/a``).
+            size_bytes: that it takes in the image, behind the files before it.
+        """
+        if not size_bytes:
+            return
+        begin = self._end
+        self._end += size_bytes
+        group = begin - (self._borders[-1] if self._borders else 0)
+        large = size_bytes >= LARGE_BYTES
+        if large or group + size_bytes > GROUP_BYTES or _is_marked(path):
+            self._mark(begin)
+        if large:
+            self._mark(self._end)
+
+    def borders(self) -> Sequence[int]:
+        """Offsets from the beginning of the file data, increasing."""
+        return self._borders
+
+    def _mark(self, offset: int) -> None:
+        if not self._borders or self._borders[-1] != offset:
+            self._borders.append(offset)
+
+
+def _is_marked(path: bytes) -> bool:
+    plain = b"/".join(part for part in path.split(b"/") if part not in (b"", b"."))
+    return zlib.crc32(plain) % MARK_EVERY == 0

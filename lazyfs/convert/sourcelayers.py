@@ -1,0 +1,133 @@
+"""The layers of a source image: what each is, and what it may become. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from lazyfs.errors import ConversionError
+from lazyfs.model import VerifyMode
+from lazyfs.plan import LayerPlan, plan_layer, plan_layers
+from lazyfs.seekable.mediatypes import CHUNK_INDEX_LAYER, LayerEncoding, Layout, is_erofs_layer
+from lazyfs.seekable.specannotations import Role, SpecAnnotations, parse_spec_annotations
+from registry.digest import Digest
+from registry.manifest import Descriptor
+from registry.mediatype import GZIP_LAYERS, TAR_LAYERS, ZSTD_LAYERS
+
+FOREIGN_LAYERS = frozenset(
+    {
+        "application/vnd.oci.image.layer.nondistributable.v1.tar",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    }
+)
+"""Layers that were not to be pushed to other registries; the specification has given them up."""
+
+TARS = TAR_LAYERS | GZIP_LAYERS | ZSTD_LAYERS | FOREIGN_LAYERS
+
+
+class LayerKind(Enum):
+    """What a layer is to the converter."""
+
+    TAR = auto()
+    EROFS = auto()
+    DEVICE = auto()
+    """Bytes that a later image refers to; they must stay as they are."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceLayer:
+    """One layer, and its chunk index if that is a layer of its own."""
+
+    descriptor: Descriptor
+    diff_id: Digest
+    kind: LayerKind
+    lowest: bool = False
+    """Whether it is a tar without a layer below, in a layout that wants to know."""
+    index: Descriptor | None = None
+
+    @property
+    def annotations(self) -> SpecAnnotations:
+        """What the EROFS image specification's annotations say."""
+        return parse_spec_annotations(self.descriptor.annotations)
+
+    def plan(self) -> LayerPlan:
+        """How the EROFS layer would be read."""
+        return plan_layer("layer", self.descriptor, self.index, VerifyMode.ALWAYS)
+
+    def image_bytes(self) -> int | None:
+        """How much of what the blob decodes to is the image; None: all of it."""
+        annotations = self.annotations
+        if annotations.hash_offset is not None:
+            return annotations.hash_offset
+        raw = is_erofs_layer(self.descriptor.media_type) is LayerEncoding.RAW
+        return annotations.index_start if raw else None
+
+
+def source_layers(
+    layers: Sequence[Descriptor], diff_ids: Sequence[Digest | None], layout: Layout
+) -> tuple[SourceLayer, ...]:
+    """Sort the layers of one image.
+
+    Args:
+        layers: of the manifest.
+        diff_ids: of each layer, as the configuration has them.
+        layout: that they are to get.
+
+    Raises:
+        ConversionError: a layer cannot be converted, or not to this layout.
+        PlanError: EROFS layers with malformed annotations, or in an order that means nothing.
+    """
+    kinds = [_kind(layer, layout) for layer in layers]
+    if LayerKind.TAR not in kinds and layers:
+        plan_layers(layers, VerifyMode.ALWAYS)
+    found: list[SourceLayer] = []
+    mountable = False
+    for number, (layer, kind) in enumerate(zip(layers, kinds, strict=True)):
+        if kind is None:
+            continue
+        following = layers[number + 1] if number + 1 < len(layers) else None
+        is_index = following is not None and following.media_type == CHUNK_INDEX_LAYER
+        found.append(
+            SourceLayer(
+                layer,
+                _diff_id(layer, diff_ids[number]),
+                kind,
+                lowest=layout is Layout.EROFS_SPEC and kind is LayerKind.TAR and not mountable,
+                index=following if is_index else None,
+            )
+        )
+        mountable = True
+    return tuple(found)
+
+
+def _kind(layer: Descriptor, layout: Layout) -> LayerKind | None:
+    """What a layer is; None for a chunk index, which belongs to the layer before it."""
+    if layer.media_type == CHUNK_INDEX_LAYER:
+        return None
+    role = parse_spec_annotations(layer.annotations).role
+    if role in (Role.DEVICE, Role.OVERLAY_DATA) and layout is not Layout.EROFS_SPEC:
+        raise ConversionError(
+            f"layer {layer.digest} has the role {role}, which --layout {layout} cannot express; "
+            f"use --layout {Layout.EROFS_SPEC}"
+        )
+    if role is Role.DEVICE:
+        return LayerKind.DEVICE
+    if is_erofs_layer(layer.media_type) is not None:
+        return LayerKind.EROFS
+    if layer.media_type not in TARS:
+        raise ConversionError(f"layer {layer.digest}: {layer.media_type!r} cannot be converted")
+    return LayerKind.TAR
+
+
+def _diff_id(layer: Descriptor, configured: Digest | None) -> Digest:
+    """The diff ID, from the annotation before the configuration (section 5.2)."""
+    annotated = parse_spec_annotations(layer.annotations).uncompressed_digest
+    if annotated is not None:
+        return Digest.parse(annotated)
+    if configured is not None:
+        return configured
+    if is_erofs_layer(layer.media_type) is LayerEncoding.RAW:
+        return layer.digest
+    raise ConversionError(f"layer {layer.digest} has no diff ID")
