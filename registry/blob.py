@@ -15,17 +15,16 @@ import httpx
 import trio
 
 from registry.answers import OK, PARTIAL, Wanted, check_head, exact_body
-from registry.attempts import Attempts, note_failure
+from registry.attempts import Attempts, may_pass, note_failure
 from registry.client import RegistryClient
 from registry.deadlines import INFINITE
 from registry.digest import verify
 from registry.endpoint import Endpoint, pull_scope
 from registry.errors import (
     ContentError,
-    DeniedError,
     NoRangesError,
-    NotFoundError,
     RegistryError,
+    ResponseError,
     TransportError,
 )
 from registry.hedge import hedged
@@ -152,7 +151,7 @@ class RemoteBlob:
                         yield piece
                 attempts.succeeded(endpoint)
             except RegistryError as error:
-                if isinstance(error, NotFoundError | DeniedError | NoRangesError):
+                if isinstance(error, ResponseError | NoRangesError) and not may_pass(error):
                     self._at[endpoint].avoid_until = trio.current_time() + LACKS_IT_S
                 if position - mark >= PROGRESS_BYTES:
                     mark = position

@@ -11,7 +11,7 @@ import trio
 
 from registry.attempts import note_failure
 from registry.endpoint import Endpoint
-from registry.errors import RegistryError
+from registry.errors import RegistryError, TransportError
 
 T = TypeVar("T")
 Opener = Callable[[Endpoint], AbstractAsyncContextManager[T]]
@@ -44,7 +44,7 @@ class _Race(Generic[T]):
         self.opened = AsyncExitStack()
         """What the winner must close."""
         self.errors: dict[Endpoint, RegistryError] = {}
-        self._hedged = False
+        self._hedged = self._hedge_won = False
 
     async def run(self, first: Endpoint, second: Callable[[], Endpoint], delay_s: float) -> None:
         began = trio.current_time()
@@ -53,9 +53,8 @@ class _Race(Generic[T]):
             await self._enter(first, nursery.cancel_scope)
             if not self._hedged:
                 nursery.cancel_scope.cancel()
-        if self.winner is not None and self.winner[0] is not first:
-            # It would have taken longer still: or a slow host would never come to be known as one.
-            first.health.first_byte(trio.current_time() - began)
+        if self.winner is not None and self._hedge_won:
+            _note_slow(first, self.winner[0], trio.current_time() - began)
 
     async def _later(
         self, second: Callable[[], Endpoint], delay_s: float, everything: trio.CancelScope
@@ -79,6 +78,16 @@ class _Race(Generic[T]):
                     self.errors[endpoint] = error
                 return
             if self.winner is None:
+                self._hedge_won = hedge
                 self.winner = (endpoint, value)
                 self.opened = stack.pop_all()
                 everything.cancel()
+
+
+def _note_slow(slow: Endpoint, quick: Endpoint, waited_s: float) -> None:
+    """Remember who lost: nothing else tells of a host that never answers."""
+    # It would have taken longer still; else it would never come to be known as slow.
+    slow.health.first_byte(waited_s)
+    if quick is not slow:
+        problem = f"{slow.name}: no answer within {waited_s:.2f} s, {quick.name} was quicker"
+        note_failure(slow, TransportError(problem))

@@ -95,9 +95,10 @@ class Wire:
             return
         if previous is not None and previous.scheme == "https":
             raise ProtocolError(f"{host_of(previous)}: sent us from HTTPS to HTTP ({host})")
+        sender = f"{host_of(previous)} sent us to it: " if previous is not None else ""
         configured = self._config.scheme == "http" and self._is_own(url)
         if not (self.access.plain_http or configured or is_loopback(host)):
-            raise ProtocolError(f"{host}: plain HTTP to another machine must be asked for")
+            raise ProtocolError(f"{sender}{host}: plain HTTP to another machine must be asked for")
 
     @asynccontextmanager
     async def exchange(
