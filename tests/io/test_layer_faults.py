@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from cache.directory import DirectoryStore
-from cache.key import ChunkKey
-from cache.memory import MemoryStore
 from lazyfs.errors import (
     DataBlockMismatchError,
     DigestMismatchError,
@@ -22,10 +20,9 @@ from lazyfs.errors import (
 )
 from lazyfs.layer.hashes import PIECE_BYTES as HASH_PIECE_BYTES
 from lazyfs.model import VerifyMode
-from tests.io.test_layer_fetching import ReadOnlyStore
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer, Verity
-from tests.support.layer_rig import Opened, noise, rigged
+from tests.support.layer_rig import Opened, ReadOnlyStore, RottingStore, noise, rigged
 
 CHUNK = 65536
 IMAGE = noise(6 * CHUNK + 1000)
@@ -46,23 +43,11 @@ LAYERS = {
 """In all of them a block of the image proves itself once more when it is read."""
 
 
-class RottingStore(MemoryStore):
-    """Lets a test change what it holds."""
-
-    def rot(self, key: ChunkKey, offset: int = 5000) -> None:
-        data = bytearray(self._chunks[key])
-        data[offset] ^= 1
-        self._chunks[key] = bytes(data)
-
-    def keys(self, form: str) -> list[ChunkKey]:
-        return [key for key in self._chunks if key.form.startswith(form)]
-
-
 def messages(caplog, level: int = logging.ERROR) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == level]
 
 
-def parametrize(*names: str):
+def parametrize(*names: str) -> pytest.MarkDecorator:
     names = names or tuple(LAYERS)
     return pytest.mark.parametrize("layer", [LAYERS[name] for name in names], ids=names)
 
@@ -216,7 +201,9 @@ async def test_a_rotten_chunk_that_cannot_be_replaced_is_read_past_the_cache(lay
         for _ in range(2):
             await opened.expect(CHUNK, 3)
         assert opened.counters.errors == 0
-    assert any("stays in the cache: read-only" in line for line in messages(caplog, logging.WARNING))
+    assert any(
+        "stays in the cache: read-only" in line for line in messages(caplog, logging.WARNING)
+    )
 
 
 @parametrize()
@@ -285,7 +272,7 @@ async def test_rotten_hash_blocks_are_fetched_again(caplog):
 
 async def test_the_top_of_the_tree_is_proven_on_opening():
     top = BIG.tree.offset + 512
-    with pytest.raises(HashBlockMismatchError, match="^test/image layer 1: hash block 0 of level"):
+    with pytest.raises(HashBlockMismatchError, match=r"^test/image layer 1: hash block 0 of level"):
         async with rigged() as rig:
             await rig.open(BIG.flipped(top))
 

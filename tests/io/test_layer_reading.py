@@ -64,9 +64,11 @@ async def a_store(kind: str) -> AsyncIterator[ChunkStore]:
     if "memory" in kind:
         yield MemoryStore(limit)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        with await DirectoryStore.open(Path(folder) / "cache", limit) as store:
-            yield store
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        await DirectoryStore.open(Path(folder) / "cache", limit) as store,
+    ):
+        yield store
 
 
 stores = st.sampled_from(["memory", "tiny memory", "folder", "tiny folder"])

@@ -27,6 +27,7 @@ from registry.digest import Digest
 from registry.manifest import Descriptor
 
 HEADER = 8
+NOWHERE = ByteRange(0, 0)
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ class Layer:
     media_type: str
     annotations: dict[str, str] = field(default_factory=dict)
     frames: tuple[ByteRange, ...] = ()
-    table: ByteRange = ByteRange(0, 0)
+    table: ByteRange = NOWHERE
     """The chunk table, without the header of its frame."""
-    tree: ByteRange = ByteRange(0, 0)
+    tree: ByteRange = NOWHERE
     """The dm-verity payload, in the blob or (by the image specification) in the content."""
 
     @property
@@ -108,7 +109,7 @@ def seekable(
     start = len(stored)
     blob = stored + encode_skippable_header(len(table)) + table
     annotations = SeekableAnnotations(start, hashlib.sha512(table).digest())
-    tree = ByteRange(0, 0)
+    tree = NOWHERE
     if verity is not None:
         payload, root = hash_tree(image, verity)
         annotations = replace(annotations, verity_offset=len(blob), root_digest=root)
@@ -144,7 +145,7 @@ def spec_seekable(
     """
     annotations = SpecAnnotations()
     content = image
-    tree = ByteRange(0, 0)
+    tree = NOWHERE
     if verity is not None:
         image = image.ljust(-(-len(image) // verity.block) * verity.block, b"\0")
         payload, root = hash_tree(image, verity)

@@ -1,6 +1,5 @@
 """What the layers of a mount share, around one simulated blob each."""
 
-import hashlib
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
+from cache.errors import CacheWriteError
 from cache.flights import Flights
 from cache.key import ChunkKey
 from cache.memory import MemoryStore
@@ -95,7 +95,7 @@ async def rigged(store: ChunkStore | None = None, timeout_s: float = 0) -> Async
         rig = Rig(nursery, store or MemoryStore(None), timeout_s)
         try:
             yield rig
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised again below
             failure = error
             nursery.cancel_scope.cancel()
     if failure is not None:
@@ -104,10 +104,38 @@ async def rigged(store: ChunkStore | None = None, timeout_s: float = 0) -> Async
     assert rig.engine.requests.borrowed_tokens == rig.engine.workers.borrowed_tokens == 0
 
 
+class RottingStore(MemoryStore):
+    """Lets a test change what it holds."""
+
+    def rot(self, key: ChunkKey, offset: int = 5000) -> None:
+        data = bytearray(self._chunks[key])
+        data[offset] ^= 1
+        self._chunks[key] = bytes(data)
+
+    def keys(self, form: str) -> list[ChunkKey]:
+        return [key for key in self._chunks if key.form.startswith(form)]
+
+
+class ReadOnlyStore(MemoryStore):
+    """Neither stores nor drops anything; ``let_in`` puts a chunk past that."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.tried = 0
+
+    async def put(self, key: ChunkKey, data: bytes) -> None:
+        await trio.lowlevel.checkpoint()
+        self.tried += 1
+        raise CacheWriteError("read-only file system")
+
+    async def discard(self, key: ChunkKey) -> None:
+        await trio.lowlevel.checkpoint()
+        raise CacheWriteError("read-only file system")
+
+    async def let_in(self, key: ChunkKey, data: bytes) -> None:
+        await super().put(key, data)
+
+
 def noise(length: int, seed: int = 0) -> bytes:
     """Bytes that zstd cannot shrink."""
     return random.Random(seed).randbytes(length)
-
-
-def sha512(data: bytes) -> str:
-    return hashlib.sha512(data).hexdigest()
