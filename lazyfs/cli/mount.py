@@ -168,8 +168,9 @@ def _mount(request: MountRequest, lock: int, args: argparse.Namespace) -> int:
         logging.getLogger().setLevel(logging.ERROR)
     if args.foreground:
         from lazyfs.mount.foreground import serve_in_foreground
+        from lazyfs.mount.life import Custody
 
-        return serve_in_foreground(request, show)
+        return serve_in_foreground(request, show, Custody())
     from lazyfs.mount.start import start_in_background
 
     start_in_background(request, lock, debug=args.debug, show=show)

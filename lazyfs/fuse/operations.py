@@ -20,6 +20,7 @@ import pyfuse3
 import trio
 
 from lazyfs.errors import ImageFormatError, LazyfsError, NoSuchEntryError
+from lazyfs.fuse.adoption import Adoptable
 from lazyfs.fuse.attributes import absent_entry, bare_entry, entry_attributes
 from lazyfs.fuse.counters import Counters
 from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, errno_of, first_cause
@@ -81,7 +82,7 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
     return handler
 
 
-class ImageOperations(pyfuse3.Operations):
+class ImageOperations(Adoptable):
     """Serves one tree, read-only."""
 
     supports_dot_lookup = False
@@ -107,6 +108,7 @@ class ImageOperations(pyfuse3.Operations):
 
     def init(self) -> None:
         """Called once, before the first request."""
+        super().init()
         self.usable.set()
 
     def answer_to(self, operation: str, node: NodeId, error: Exception) -> pyfuse3.FUSEError:

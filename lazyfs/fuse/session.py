@@ -1,11 +1,10 @@
-"""Mounting, serving and unmounting with pyfuse3, which allows one mount per process.
+"""Serving with pyfuse3, which allows one mount per process, and mounting with it where need be.
 
 The process that serves a mount must never touch it: it would wait for itself.
 """
 
 import contextlib
 import os
-import re
 import signal
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pyfuse3
 
 from lazyfs.errors import MountError
+from lazyfs.fuse.kernelmount import MountChoice
 from lazyfs.fuse.operations import ImageOperations
 
 GRACE_S = 2.0
@@ -21,34 +21,22 @@ GRACE_S = 2.0
 
 WAKE_UP_S = 1.0
 
-FSNAME_MAX = 200
-
-
-def mount_options(image: str, *, allow_other: bool, suid: bool, dev: bool) -> set[str]:
-    """Options for the mount, in libfuse's words.
-
-    The image's name is shown in ``/proc/self/mountinfo``; libfuse takes neither commas
-    nor backslashes nor other than ASCII there.
-    """
-    name = re.sub(r"[^\x21-\x7e]|[,\\]", "_", image)[:FSNAME_MAX]
-    options = {f"fsname=lazyfs:{name}", "subtype=lazyfs", "ro", "default_permissions"}
-    chosen = {"allow_other": allow_other, "suid": suid, "dev": dev}
-    return options | {option for option, wanted in chosen.items() if wanted}
-
 
 @contextlib.contextmanager
-def mounted(
+def mounted_by_libfuse(
     operations: ImageOperations,
     mountpoint: str,
-    options: set[str],
+    choice: MountChoice,
     is_in_place: Callable[[], bool],
 ) -> Iterator[None]:
     """Mount on ``mountpoint``, and make sure that it is unmounted in the end.
 
+    Such a mount ends with the process; ``lazyfs.fuse.kernelmount`` makes the others.
+
     Args:
         operations: what answers the requests.
         mountpoint: a directory.
-        options: as ``mount_options`` gives them.
+        choice: how to mount.
         is_in_place: asked in the end whether what is on ``mountpoint`` is this mount: it may
             have been detached, and another one made there.
 
@@ -60,7 +48,7 @@ def mounted(
     """
     with _captured_stderr() as said:
         try:
-            pyfuse3.init(operations, mountpoint, options)
+            pyfuse3.init(operations, mountpoint, choice.for_libfuse())
         except RuntimeError as error:
             reason = said().strip().replace("\n", "; ") or str(error)
             raise MountError(f"cannot mount on {mountpoint}: {reason}") from error
@@ -73,7 +61,7 @@ def mounted(
 async def serve() -> None:
     """Answer requests until the file system is unmounted or the caller cancels.
 
-    Cancelled: the mount still has to be taken down, which leaving ``mounted`` does.
+    Cancelled: what is left to do is for who mounted.
     """
     with _interrupted_reads():
         await pyfuse3.main()

@@ -21,8 +21,11 @@ from cache.errors import CacheError
 from lazyfs.errors import LazyfsError
 from lazyfs.fuse.errno_table import first_cause
 from lazyfs.mount.daemon import raise_file_limit, serve_mount
+from lazyfs.mount.keeper import our_supervisor
+from lazyfs.mount.life import Custody, End
 from lazyfs.mount.options import ImageOpener
 from lazyfs.mount.request import MountRequest
+from lazyfs.mount.supervisor import HANDED_OVER
 from registry.errors import RegistryError
 
 EXPECTED_ERRORS = (LazyfsError, RegistryError, CacheError, OSError)
@@ -75,8 +78,13 @@ class Starter(logging.Handler):
         self.finish("ready", True)
 
 
-async def _serve(request: MountRequest, open_image: ImageOpener, starter: Starter) -> None:
+async def _serve(
+    request: MountRequest, open_image: ImageOpener, starter: Starter | None, custody: Custody
+) -> End:
     """Serve, but only as long as the starter lives or has seen the mount ready."""
+    if starter is None:
+        return await serve_mount(request, open_image, lambda: None, custody)
+    end = End.UNBORN
 
     async def watch(everything: trio.CancelScope) -> None:
         await starter.wait_until_gone()
@@ -85,19 +93,27 @@ async def _serve(request: MountRequest, open_image: ImageOpener, starter: Starte
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch, nursery.cancel_scope)
-        await serve_mount(request, open_image, starter.ready)
+        end = await serve_mount(request, open_image, starter.ready, custody)
         nursery.cancel_scope.cancel()
+    return end
 
 
 def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int:
-    """Run the daemon that ``lazyfs.mount.start`` asks for; return its exit status."""
+    """Run the daemon that a supervisor asks for; return its exit status.
+
+    0: the mount is over, or never was; ``HANDED_OVER``: another daemon shall go on.
+    """
     parser = argparse.ArgumentParser(prog="lazyfs-mount-daemon")
-    parser.add_argument("--report-fd", type=int, required=True)
+    parser.add_argument("--report-fd", type=int, help="of who started the mount, the first time")
     parser.add_argument("--lock-fd", type=int, required=True)
+    parser.add_argument("--keeper-fd", type=int, required=True)
+    parser.add_argument("--fuse-fd", type=int, help="of the mount, where one is taken over")
     parser.add_argument("--debug", action="store_true")
     parser.add_argument("request", type=MountRequest.from_json)
     args = parser.parse_args(arguments)
     os.set_inheritable(args.lock_fd, False)
+    if args.fuse_fd is not None:
+        os.set_inheritable(args.fuse_fd, False)
     logging.basicConfig(
         level=logging.DEBUG if args.debug else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
@@ -105,17 +121,23 @@ def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int
     for noisy in ("httpcore", "httpx", "hpack", "pyfuse3"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     raise_file_limit()
-    starter = Starter(args.report_fd)
-    logging.getLogger().addHandler(starter)
+    starter = None
+    if args.report_fd is not None:
+        starter = Starter(args.report_fd)
+        logging.getLogger().addHandler(starter)
+    keeper = our_supervisor(args.keeper_fd)
+    custody = Custody(keeper, args.fuse_fd)
     try:
-        trio.run(_serve, args.request, open_image, starter)
-    except Exception as error:  # noqa: BLE001 - the outermost frame tells the starter
+        end = trio.run(_serve, args.request, open_image, starter, custody)
+    except Exception as error:  # noqa: BLE001 - the outermost frame tells who waits
         failure = first_cause(error)
         traceback.print_exception(error)
         text = str(failure)
         if not isinstance(failure, EXPECTED_ERRORS):
             text = f"internal error: {type(failure).__name__}: {failure}"
-        with contextlib.suppress(OSError):
-            starter.finish("error", text)
+        keeper.status(text)
+        if starter is not None:
+            with contextlib.suppress(OSError):
+                starter.finish("error", text)
         return 1
-    return 0
+    return HANDED_OVER if end is End.HANDED_OVER else 0

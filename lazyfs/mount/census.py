@@ -4,17 +4,20 @@ import dataclasses
 import time
 
 from lazyfs.errors import MountError
+from lazyfs.mount import roles
 from lazyfs.mount.control import ask
 from lazyfs.mount.mountpoint import resolve
 from lazyfs.mount.runtime import KnownMount, known_mounts
+from lazyfs.mount.supervisor import SERVING
 
 
 def census(directory: str | None) -> list[dict[str, object]]:
     """One document for each mount, or for the one on ``directory``.
 
     The keys are those of ``MountState``, ``uptime_s``, ``state`` (``mounted``, ``starting``,
-    ``detached``: unmounted but in use, ``dead``: its daemon is gone, ``silent``: its daemon
-    does not answer), ``problem``, and what the daemon answers.
+    ``detached``: unmounted but in use, ``restarting``: its daemon died and another one is about
+    to take over, ``dead``: its processes are gone, ``silent``: its daemon does not answer),
+    ``problem``, ``survival``, and what the daemon answers.
 
     Raises:
         MountError: nothing is known of ``directory``.
@@ -32,14 +35,35 @@ def _document(mount: KnownMount) -> dict[str, object]:
     document = dataclasses.asdict(mount.state)
     document["uptime_s"] = max(0.0, time.time() - mount.state.started_s)
     document["problem"] = None
+    document["survival"] = _survival(mount)
+    daemon = roles.holder(mount.folder.processes, roles.DAEMON)
+    report = mount.folder.supervisor_report()
     if not mount.alive:
         problem = "the daemon has died; lazyfs umount tidies up"
-        return document | {"state": "dead", "problem": problem}
+        return document | {"state": "dead", "problem": (report and report.problem) or problem}
     if mount.state.device is None:
         return document | {"state": "starting"}
+    if report is not None and (daemon is None or report.phase != SERVING):
+        return document | {
+            "state": "restarting",
+            "problem": f"the last daemon {report.last_end or 'has died'}",
+        }
     state = "mounted" if mount.mounted else "detached"
     try:
         answer = ask(mount.folder.control)
     except MountError as error:
         return document | {"state": "silent", "problem": str(error)}
-    return {**answer, **document, "problem": answer.get("problem"), "state": state}
+    survival = answer.get("survival", document["survival"])
+    trouble = answer.get("problem")
+    return {**answer, **document, "problem": trouble, "survival": survival, "state": state}
+
+
+def _survival(mount: KnownMount) -> dict[str, object]:
+    """Whether a mount survives its daemon, as far as its folder tells."""
+    state = mount.state
+    why = state.not_kept or ("not known yet" if state.kept_by is None else None)
+    return {
+        "survives": why is None,
+        "why": why or f"{state.kept_by} keeps it",
+        "restarts": state.restarts,
+    }

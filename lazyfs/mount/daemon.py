@@ -1,8 +1,9 @@
 """Serves one mount, from opening the image to the last request.
 
 It ends when a signal asks for it or when somebody unmounts it; either way the mount is gone
-and its runtime folder too. Killed, it leaves both for ``lazyfs umount``. It never touches the
-mount that it serves.
+and its runtime folder too. If somebody keeps the mount's descriptor (``lazyfs.mount.keeper``), the
+mount goes on without this process: after SIGUSR1, and when it dies; the next daemon takes it over.
+Otherwise, killed, it leaves both for ``lazyfs umount``. It never touches the mount that it serves.
 """
 
 import contextlib
@@ -10,136 +11,159 @@ import json
 import logging
 import os
 import resource
-import signal
 import socket
 import stat
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 import trio
 
 from lazyfs.errors import MountError
-from lazyfs.fuse import session
+from lazyfs.fuse import kernelmount, session
+from lazyfs.fuse.adoption import obstacle, request_again
 from lazyfs.fuse.operations import ImageOperations
 from lazyfs.model import ROOT_NODE
+from lazyfs.mount import roles
 from lazyfs.mount.control import short_address
-from lazyfs.mount.mountinfo import current_mounts, top_mount
+from lazyfs.mount.keeper import Keeper
+from lazyfs.mount.life import SIGNALS, Custody, End, Life
 from lazyfs.mount.options import ImageOpener, MountedImage
 from lazyfs.mount.request import MountRequest
-from lazyfs.mount.runtime import MountState, RuntimeFolder
-from lazyfs.mount.tuning import tune
-
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+from lazyfs.mount.runtime import RuntimeFolder
+from lazyfs.mount.tuning import raise_max_background, read_further_ahead
 
 ANSWER_WITHIN_S = 5.0
 """How long a process that asked for the status may take to read it."""
+
+WATCHDOG_SHARE = 0.25
+"""Part of the keeper's patience after which it hears of us again."""
 
 log = logging.getLogger(__name__)
 
 
 async def serve_mount(
-    request: MountRequest, open_image: ImageOpener, on_ready: Callable[[], None]
-) -> bool:
-    """Mount and serve until the end; return whether it came to a mount at all.
+    request: MountRequest,
+    open_image: ImageOpener,
+    on_ready: Callable[[], None],
+    custody: Custody = Custody(),  # noqa: B008 - immutable
+) -> End:
+    """Mount, or take a mount over, and serve until the end.
 
     Args:
         request: what to mount where.
         open_image: what gives the tree.
         on_ready: called once the mount can be used; what it raises ends the mount.
+        custody: without anything in it, the mount ends with this process.
 
     Raises:
         MountError: it could not be mounted.
         Whatever ``open_image`` raises.
     """
-    serving = trio.Event()
-    with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
-        # A second signal takes its usual effect on leaving this block: nothing may be left then.
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_end_on_signal, signals, serving, nursery.cancel_scope)
-                async with open_image(request.image, request.options) as image:
-                    await _serve_image(request, image, serving, on_ready)
-                nursery.cancel_scope.cancel()
-        finally:
-            request.folder.remove()
-    return serving.is_set()
+    roles.hold(request.folder.processes, roles.DAEMON)
+    life = Life(request, custody)
+    # A second signal takes its usual effect on leaving the block: nothing may be left then.
+    with trio.open_signal_receiver(*SIGNALS) as signals, life:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(life.end_on_signal, signals, nursery.cancel_scope)
+            async with open_image(request.image, life.options) as image:
+                await _serve_image(life, image, on_ready)
+            nursery.cancel_scope.cancel()
+    return life.end
 
 
-async def _serve_image(
-    request: MountRequest, image: MountedImage, serving: trio.Event, on_ready: Callable[[], None]
-) -> None:
-    options = request.options
+async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], None]) -> None:
+    request = life.request
     layers = _layers(image)
-    operations = ImageOperations(image.tree, options.timeout_s, _size_bytes(layers))
+    operations = ImageOperations(image.tree, request.options.timeout_s, _size_bytes(layers))
     await _check_root(request.image, operations, image)
-    _warn_of_notes(layers)
-    fuse_options = session.mount_options(
-        request.image,
-        allow_other=options.allow_other or os.geteuid() == 0,
-        suid=options.suid,
-        dev=options.dev,
-    )
-    place = _Place(request.mountpoint)
+    if not life.taken_over:
+        _warn_of_notes(layers)
 
     async def announce() -> None:
         await operations.usable.wait()
-        state = MountState(
-            request.mountpoint, request.image, os.getpid(), time.time(), place.device
-        )
-        if place.device is not None:
-            tune(place.device)
-        request.folder.write_state(state)
-        log.info("serving %s on %s", request.image, request.mountpoint)
+        life.announce()
         on_ready()
 
     def document() -> dict[str, object]:
-        return {**image.status(), "fuse": operations.counters.as_document()}
+        fuse = operations.counters.as_document()
+        return {**image.status(), "fuse": fuse, "survival": life.survival()}
 
     with (
         _listening(request.folder) as listener,
-        session.mounted(operations, request.mountpoint, fuse_options, place.is_ours),
+        await _attached(life, operations, image),
     ):
-        place.take()
-        serving.set()
+        life.serving.set()
+        life.end = End.OVER
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_answer_status, listener, document)
             nursery.start_soon(announce)
+            nursery.start_soon(_reassure, life.keeper)
             await session.serve()
             nursery.cancel_scope.cancel()
 
 
-class _Place:
-    """Where the mount is, as the kernel's list of mounts has it."""
+async def _attached(
+    life: Life, operations: ImageOperations, image: MountedImage
+) -> contextlib.AbstractContextManager[None]:
+    """The mount between kernel and operations, by the best way there is.
 
-    def __init__(self, mountpoint: str) -> None:
-        self._mountpoint = mountpoint
-        self.device: str | None = None
-        """The device of our mount."""
+    Raises:
+        MountError: there is none.
+    """
+    request, options = life.request, life.options
+    if life.device is not None:
+        try:
+            request_again(life.device)
+        except OSError as error:
+            raise MountError(f"the kernel does not hand the mount over: {error}") from error
+        return operations.adopted(life.device)
+    choice = kernelmount.MountChoice(
+        request.image, options.allow_other or os.geteuid() == 0, options.suid, options.dev
+    )
+    plain_because = await obstacle()
+    if plain_because is not None:
+        log.info("leaving the mount to libfuse: %s", plain_because)
+        return _mounted_by_libfuse(life, operations, choice, plain_because)
+    connection = kernelmount.mount(request.mountpoint, choice)
+    life.device = connection.descriptor
+    life.made(image.pin, *_keep(life, connection))
+    if life.state.device is not None:
+        read_further_ahead(life.state.device)
+    return operations.adopted(connection.descriptor)
 
-    def _top(self) -> str | None:
-        top = top_mount(self._mountpoint, current_mounts())
-        return None if top is None else top.device
 
-    def take(self) -> None:
-        """Note what was mounted just now."""
-        self.device = self._top()
+def _keep(life: Life, connection: kernelmount.Connection) -> tuple[str | None, str | None]:
+    """Have the mount kept, if that is of any use; by whom, or why not."""
+    if life.keeper is None:
+        return None, "served in the foreground, without a supervisor"
+    if not connection.can_resend:
+        return None, "the kernel cannot send requests again (Linux 6.9 and later can)"
+    try:
+        life.keeper.keep(connection.descriptor, life.fd_name)
+    except MountError as error:
+        return None, str(error)
+    return life.keeper.name, None
 
-    def is_ours(self) -> bool:
-        """Whether our mount is still there, on top."""
-        return self.device is not None and self._top() == self.device
+
+@contextlib.contextmanager
+def _mounted_by_libfuse(
+    life: Life, operations: ImageOperations, choice: kernelmount.MountChoice, because: str
+) -> Iterator[None]:
+    mountpoint = life.request.mountpoint
+    with session.mounted_by_libfuse(operations, mountpoint, choice, life.is_in_place):
+        life.made(None, None, because)
+        if life.state.device is not None:
+            read_further_ahead(life.state.device)
+            raise_max_background(life.state.device)
+        yield
 
 
-async def _end_on_signal(
-    signals: AsyncIterator[int], serving: trio.Event, everything: trio.CancelScope
-) -> None:
-    """Let requests in hand be answered, for a moment, then end what is left."""
-    async for number in signals:
-        log.info("ending: %s", signal.Signals(number).name)
-        if serving.is_set():
-            session.stop_serving()
-            await trio.sleep(session.GRACE_S)
-        everything.cancel()
+async def _reassure(keeper: Keeper | None) -> None:
+    """Tell the keeper from time to time that this process still answers."""
+    if keeper is None or keeper.watchdog_s is None:
         return
+    while True:
+        keeper.alive()
+        await trio.sleep(keeper.watchdog_s * WATCHDOG_SHARE)
 
 
 async def _check_root(name: str, operations: ImageOperations, image: MountedImage) -> None:
@@ -182,6 +206,7 @@ def _warn_of_notes(layers: list[dict[str, object]]) -> None:
 def _listening(folder: RuntimeFolder) -> Iterator[trio.SocketListener]:
     """The socket at which the status can be had."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        folder.control.unlink(missing_ok=True)  # a daemon before us may have died
         with short_address(folder.control) as address:
             bound.bind(address)
         bound.listen()

@@ -6,10 +6,14 @@ import trio
 
 from lazyfs.mount.assemble import open_image
 from lazyfs.mount.daemon import raise_file_limit, serve_mount
+from lazyfs.mount.life import Custody, End
 from lazyfs.mount.request import MountRequest
+from lazyfs.mount.supervisor import HANDED_OVER
 
 
-def serve_in_foreground(request: MountRequest, show: Callable[[str], None]) -> int:
+def serve_in_foreground(
+    request: MountRequest, show: Callable[[str], None], custody: Custody
+) -> int:
     """Serve until a signal or until somebody unmounts; return the exit status.
 
     Raises:
@@ -22,6 +26,7 @@ def serve_in_foreground(request: MountRequest, show: Callable[[str], None]) -> i
         show(f"serving {request.image} on {request.mountpoint}; Ctrl-C unmounts")
 
     raise_file_limit()
-    if not trio.run(serve_mount, request, open_image, announce):
+    end = trio.run(serve_mount, request, open_image, announce, custody)
+    if end is End.UNBORN:
         raise KeyboardInterrupt
-    return 0
+    return HANDED_OVER if end is End.HANDED_OVER else 0

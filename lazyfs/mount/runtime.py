@@ -2,13 +2,15 @@
 
 Every mount has a folder of its own in ``base_folder()``:
 
-    lock          held (flock) by the daemon while it lives: the kernel lets go when it dies
-    state.json    MountState
-    control.sock  answers each connection with one JSON document
-    log           what a daemon in the background says
+    lock             held (flock) by supervisor and daemon: the kernel lets go when both are dead
+    processes        which processes these are (``lazyfs.mount.roles``)
+    state.json       MountState
+    supervisor.json  SupervisorReport
+    control.sock     answers each connection with one JSON document
+    log              what supervisor and daemon in the background say
 
 A folder appears complete and locked (it is renamed into place), so a folder whose lock is
-free belongs to a daemon that is dead.
+free belongs to a mount whose processes are all dead.
 """
 
 import contextlib
@@ -25,21 +27,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfs.errors import MountError
+from lazyfs.mount import roles
 from lazyfs.mount.mountinfo import MountEntry, current_mounts, top_mount
+from lazyfs.mount.supervisor import REPORT_NAME
 
 
 @dataclass(frozen=True, slots=True)
 class MountState:
-    """Facts about a mount that do not change while it is served."""
+    """Facts about a mount that do not change while a daemon serves it."""
 
     mountpoint: str
     image: str
     pid: int
-    """The daemon; before it has mounted, the process that starts it."""
+    """The latest daemon; before it has mounted, the process that starts it."""
     started_s: float
-    """Seconds since the epoch."""
+    """Seconds since the epoch, when the mount was made."""
     device: str | None = None
     """``MAJOR:MINOR`` of the mount; None before it is made."""
+    pin: str | None = None
+    """What the image was when it was mounted, for ``MountOptions.pin``."""
+    kept_by: str | None = None
+    """Who keeps the mount when its daemon dies."""
+    not_kept: str | None = None
+    """Why nobody does."""
+    restarts: int = 0
+    """How often another daemon took over."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorReport:
+    """What a supervisor says of its daemons; its keys in ``supervisor.json`` have these names."""
+
+    phase: str
+    """``starting``, ``serving``, ``pausing``, ``gave up`` or ``died``."""
+    deaths: int
+    """Daemons that died without being asked to."""
+    last_end: str
+    """How the last one ended, for a person; empty if none has."""
+    problem: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +83,11 @@ class RuntimeFolder:
         """The daemon's socket."""
         return self.path / "control.sock"
 
+    @property
+    def processes(self) -> str:
+        """The file of ``lazyfs.mount.roles``."""
+        return os.fspath(self.path / roles.FILE_NAME)
+
     def write_state(self, state: MountState) -> None:
         """Replace the state; a reader sees the old or the new one."""
         new = self.path / ".state.json"
@@ -71,8 +101,15 @@ class RuntimeFolder:
         except (OSError, ValueError, TypeError):
             return None
 
+    def supervisor_report(self) -> SupervisorReport | None:
+        """What the supervisor said last; None if there is, or was, none."""
+        try:
+            return SupervisorReport(**json.loads((self.path / REPORT_NAME).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
     def is_alive(self) -> bool:
-        """Whether the daemon, or the process that starts it, lives."""
+        """Whether supervisor or daemon, or the process that starts them, lives."""
         try:
             descriptor = os.open(self.path / "lock", os.O_RDONLY)
         except FileNotFoundError:
@@ -97,7 +134,7 @@ class KnownMount:
     folder: RuntimeFolder
     state: MountState
     alive: bool
-    """The daemon lives."""
+    """Its supervisor or its daemon lives, or both."""
     mounted: bool
     """The kernel has the mount in its place."""
 

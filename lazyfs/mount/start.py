@@ -1,4 +1,4 @@
-"""Starts the daemon in the background and waits until its mount is usable."""
+"""Starts supervisor and daemon in the background and waits until the mount is usable."""
 
 import contextlib
 import json
@@ -15,6 +15,11 @@ from lazyfs.mount.request import MountRequest
 from lazyfs.mount.unmount import remove_mount
 
 DAEMON_COMMAND = (sys.executable, "-P", os.fspath(Path(__file__).with_name("__main__.py")))
+
+SUPERVISOR_COMMAND = (
+    *(sys.executable, "-I", "-S"),  # it needs nothing but the standard library and itself
+    os.fspath(Path(__file__).with_name("supervisor.py")),
+)
 
 END_WITHIN_S = 10.0
 """How long a daemon that is told to end may take before it is killed."""
@@ -82,8 +87,9 @@ def _interrupts_deferred() -> Iterator[None]:
 def _spawn(
     request: MountRequest, lock: int, report: int, *, debug: bool
 ) -> "subprocess.Popen[bytes]":
-    """Start a process of its own session that inherits nothing but two descriptors."""
-    words = [*DAEMON_COMMAND, "--report-fd", str(report), "--lock-fd", str(lock)]
+    """Start a supervisor, in its own session; it inherits nothing but two descriptors."""
+    folder = os.fspath(request.folder.path)
+    words = [*SUPERVISOR_COMMAND, folder, str(lock), str(report), *DAEMON_COMMAND]
     with request.folder.log.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own program
             [*words, *(["--debug"] if debug else []), request.to_json()],

@@ -11,10 +11,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-READ_AHEAD_KB = 1024
-MAX_BACKGROUND = 64
-"""Below the number of requests that pyfuse3 handles at once (99), so that lookups get through."""
+from lazyfs.fuse.protocol import MAX_BACKGROUND
 
+READ_AHEAD_KB = 1024
 FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
 FSCONFIG_CMD_CREATE = 6
 # linux/mount.h
@@ -22,10 +21,14 @@ FSCONFIG_CMD_CREATE = 6
 log = logging.getLogger(__name__)
 
 
-def tune(device: str) -> None:
-    """Let the kernel read further ahead, and more at once, from the mount ``device``."""
-    major, minor = (int(part) for part in device.split(":"))
+def read_further_ahead(device: str) -> None:
+    """Let the kernel read further ahead from the mount ``device``, in files opened from now on."""
     _write(Path(f"/sys/class/bdi/{device}/read_ahead_kb"), READ_AHEAD_KB)
+
+
+def raise_max_background(device: str) -> None:
+    """Let more reads be in flight on a mount whose beginning was not ours to shape."""
+    major, minor = (int(part) for part in device.split(":"))
     connection = _kernel_device_number(major, minor)
     with _fuse_control() as control:
         _write(control / str(connection) / "max_background", MAX_BACKGROUND)

@@ -8,12 +8,14 @@ import select
 import signal
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 from lazyfs.errors import MountError
+from lazyfs.mount import roles
 from lazyfs.mount.holders import holders
 from lazyfs.mount.mountinfo import FILE_SYSTEM_TYPE, current_mounts, top_mount
 from lazyfs.mount.mountpoint import resolve
-from lazyfs.mount.runtime import KnownMount, known_mounts
+from lazyfs.mount.runtime import KnownMount, RuntimeFolder, known_mounts
 
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -44,12 +46,12 @@ def unmount(directory: str, *, lazy: bool) -> None:
         _forget_dead(directory, here)
         return
     known = next((mount for mount in here if mount.state.device == top.device), None)
-    with _watched(known) as daemon:
-        detach(mountpoint, lazy=lazy or (known is not None and daemon is None))
-        if known is None or (lazy and daemon is not None):
+    with _watched(known) as processes:
+        detach(mountpoint, lazy=lazy or (known is not None and not processes))
+        if known is None or (lazy and processes):
             return
-        if daemon is not None:
-            _wait_for_end(daemon)
+        for process in processes:
+            _wait_for_end(process)
         known.folder.remove()
 
 
@@ -59,6 +61,15 @@ def remove_mount(mountpoint: str) -> None:
     if top is not None and top.file_system_type == FILE_SYSTEM_TYPE:
         with contextlib.suppress(MountError):
             detach(mountpoint, lazy=True)
+
+
+def remove_mount_of(folder: str) -> None:
+    """Remove the mount of a runtime folder, used or not, unless another is in its place."""
+    state = RuntimeFolder(Path(folder)).read_state()
+    top = None if state is None else top_mount(state.mountpoint, current_mounts())
+    if state is not None and top is not None and top.device == state.device:
+        with contextlib.suppress(MountError):
+            detach(state.mountpoint, lazy=True)
 
 
 def detach(mountpoint: str, *, lazy: bool) -> None:
@@ -111,18 +122,18 @@ def _fusermount(mountpoint: str, *, lazy: bool) -> None:
 
 
 @contextlib.contextmanager
-def _watched(known: KnownMount | None) -> Iterator[int | None]:
-    """A descriptor of the living daemon; None if there is none."""
-    descriptor = None
-    if known is not None and known.alive:
-        with contextlib.suppress(ProcessLookupError):
-            descriptor = os.pidfd_open(known.state.pid)
+def _watched(known: KnownMount | None) -> Iterator[list[int]]:
+    """Descriptors of the daemon and of the supervisor that waits for its end; those that live."""
+    found = []
+    if known is not None:
+        for role in (roles.DAEMON, roles.SUPERVISOR):
+            descriptor = roles.open_holder(known.folder.processes, role)
+            if descriptor is not None:
+                found.append(descriptor)
     try:
-        # Only now: a daemon that lives still is the process that was opened.
-        alive = known is not None and known.folder.is_alive()
-        yield descriptor if alive else None
+        yield found
     finally:
-        if descriptor is not None:
+        for descriptor in found:
             os.close(descriptor)
 
 

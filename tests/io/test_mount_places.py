@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import MountError
-from lazyfs.fuse.session import mount_options
+from lazyfs.fuse.kernelmount import MountChoice
 from lazyfs.model import VerifyMode
 from lazyfs.mount import mountpoint
 from lazyfs.mount.mountinfo import MountEntry, current_mounts, parse_mountinfo, top_mount
@@ -120,7 +120,9 @@ def test_preparing_a_mountpoint(tmp_path):
 
 
 def test_mount_options_are_plain_ascii_without_commas():
-    options = mount_options("erofs:/ä b,device=c\\d\n", allow_other=False, suid=True, dev=False)
+    options = MountChoice(
+        "erofs:/ä b,device=c\\d\n", allow_other=False, suid=True, dev=False
+    ).for_libfuse()
     assert options == {
         "fsname=lazyfs:erofs:/__b_device=c_d_",
         "subtype=lazyfs",
@@ -130,7 +132,7 @@ def test_mount_options_are_plain_ascii_without_commas():
     }
     [name] = [
         o
-        for o in mount_options("x" * 9999, allow_other=True, suid=False, dev=False)
+        for o in MountChoice("x" * 9999, allow_other=True, suid=False, dev=False).for_libfuse()
         if o.startswith("fsname=")
     ]
     assert len(name) < 300

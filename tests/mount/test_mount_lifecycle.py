@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.mount import roles
 from lazyfs.mount.mountinfo import parse_mountinfo, top_mount
 from tests.support.mounting import (
     COMMAND_WITHIN_S,
@@ -21,9 +22,11 @@ from tests.support.mounting import (
     folder_of,
     is_mounted,
     kill,
+    kill_processes,
     lazyfs,
     mounted,
     needs_fuse,
+    process_of,
     public_folder,
     wait_for_end,
 )
@@ -82,12 +85,13 @@ def test_the_daemon_keeps_nothing_of_its_starter(directory):
         json.loads((folder_of(directory) / "state.json").read_text())["pid"]
     )
     assert os.readlink(process / "cwd") == "/"
-    assert os.getsid(int(process.name)) == int(process.name)
+    supervisor = process_of(folder_of(directory), roles.SUPERVISOR)
+    assert os.getsid(int(process.name)) == os.getsid(supervisor) == supervisor
     log = os.fspath(folder_of(directory) / "log")
     files = [os.readlink(process / "fd" / name) for name in os.listdir(process / "fd")]
     assert sorted(os.readlink(process / "fd" / str(n)) for n in range(3)) == ["/dev/null", log, log]
     pipes = Counter(file for file in files if file.startswith("pipe:"))
-    assert set(pipes.values()) == {2}  # both ends its own
+    assert set(pipes.values()) <= {2}  # both ends its own
     assert lazyfs("umount", os.fspath(directory)).returncode == 0
 
 
@@ -189,10 +193,9 @@ def test_a_signal_ends_a_daemon_whose_readers_wait_and_whose_files_are_open(tmp_
             os.close(file)
 
 
-def test_a_killed_daemon_is_shown_as_dead_and_its_mount_cleaned_up(tmp_path):
+def test_a_mount_whose_processes_were_killed_is_shown_as_dead_and_cleaned_up(tmp_path):
     with mounted("basic", tmp_path) as mount, hold(mount.path / "hello"):
-        os.kill(mount.pid, signal.SIGKILL)
-        assert wait_for_end(mount.pid)
+        mount.kill()
         document = mount.status()
         assert document["state"] == "dead"
         assert "has died" in document["problem"]
@@ -209,8 +212,7 @@ def test_a_killed_daemon_is_shown_as_dead_and_its_mount_cleaned_up(tmp_path):
 
 def test_what_a_dead_daemon_left_does_not_stop_the_next_mount(tmp_path):
     with mounted("basic", tmp_path) as mount:
-        os.kill(mount.pid, signal.SIGKILL)
-        assert wait_for_end(mount.pid)
+        mount.kill()
         subprocess.run(["umount", mount.path], check=True, timeout=COMMAND_WITHIN_S)
         lazyfs("mount", "--quiet", "basic", os.fspath(mount.path))
         assert not mount.folder.exists()
@@ -448,9 +450,8 @@ def test_without_root(nobody: Nobody):
 
 def test_without_root_a_killed_daemon_is_cleaned_up(nobody: Nobody):
     nobody.lazyfs("mount", "--quiet", "basic", nobody.mountpoint)
-    daemon = nobody.status()["pid"]
-    os.kill(daemon, signal.SIGKILL)
-    assert wait_for_end(daemon)
+    [folder] = nobody.runtime_folders()
+    kill_processes(folder)
     assert nobody.status()["state"] == "dead"
     nobody.lazyfs("umount", nobody.mountpoint)
     assert not nobody.is_mounted()

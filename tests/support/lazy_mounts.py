@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.mounting import folder_of, kill, wait_for_end
+from lazyfs.mount import roles
+from tests.support.mounting import folder_of, kill, kill_processes, process_of, wait_for_end
 
 PROGRAM = (sys.executable, "-m", "lazyfs")
 COMMAND_WITHIN_S = 300
@@ -76,9 +77,8 @@ class LazyMount:
         raise AssertionError(f"never reached: {self.totals()}")
 
     def kill(self) -> None:
-        """End its daemon without a warning, and wait until it is gone."""
-        kill(self.pid, signal.SIGKILL)
-        assert wait_for_end(self.pid)
+        """Kill supervisor and daemon without a warning, and wait until they are gone."""
+        kill_processes(self.folder)
 
 
 @contextlib.contextmanager
@@ -91,7 +91,7 @@ def mounted(image: str, directory: Path, *options: str | Path) -> Iterator[LazyM
         [document] = json.loads(lazyfs("status", "--json", directory).stdout)
         mount = LazyMount(directory, document["pid"], folder_of(directory))
         # A daemon that answers nobody must not stop the tests: killing it ends all waiting.
-        watchdog = threading.Timer(DAEMON_WITHIN_S, kill, (mount.pid, signal.SIGKILL))
+        watchdog = threading.Timer(DAEMON_WITHIN_S, mount.kill)
         watchdog.daemon = True
         watchdog.start()
         yield mount
@@ -100,9 +100,10 @@ def mounted(image: str, directory: Path, *options: str | Path) -> Iterator[LazyM
             watchdog.cancel()
         lazyfs("umount", "--lazy", directory, check=False)
         if mount is not None:
-            kill(mount.pid, signal.SIGTERM)
-            if not wait_for_end(mount.pid):
-                mount.kill()
+            if pid := process_of(mount.folder, roles.DAEMON):
+                kill(pid, signal.SIGTERM)
+                wait_for_end(pid)
+            mount.kill()
         lazyfs("umount", directory, check=False)
 
 

@@ -262,6 +262,10 @@ class MemoryImage:
     tree: MemoryTree
     name: str
 
+    @property
+    def pin(self) -> str:
+        return f"pin of {self.name}"
+
     def status(self) -> dict[str, object]:
         """The keys of a real image, with made-up figures."""
         layer = {

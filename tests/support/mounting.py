@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.mount import roles
 from lazyfs.mount.mountinfo import current_mounts, top_mount
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,10 @@ class Mount:
                 return
         raise AssertionError("no request came")
 
+    def kill(self) -> None:
+        """Kill supervisor and daemon, so that nothing serves the mount any more."""
+        kill_processes(self.folder)
+
     def log(self) -> str:
         """What its daemon has said."""
         return (self.folder / "log").read_text(errors="replace")
@@ -106,7 +111,7 @@ def mounted(image: str, tmp_path: Path, *options: str, name: str = "mnt") -> Ite
     try:
         [document] = json.loads(lazyfs("status", "--json", os.fspath(directory)).stdout)
         mount = Mount(directory, document["pid"], folder_of(directory), switches)
-        watchdog = threading.Timer(DAEMON_WITHIN_S, kill, (mount.pid, signal.SIGKILL))
+        watchdog = threading.Timer(DAEMON_WITHIN_S, mount.kill)
         watchdog.daemon = True
         watchdog.start()
         yield mount
@@ -117,8 +122,7 @@ def mounted(image: str, tmp_path: Path, *options: str, name: str = "mnt") -> Ite
             switch.unlink()
         lazyfs("umount", "--lazy", os.fspath(directory), check=False)
         if mount is not None and mount.folder.exists():
-            kill(mount.pid, signal.SIGKILL)
-            wait_for_end(mount.pid)
+            mount.kill()
             lazyfs("umount", os.fspath(directory), check=False)
 
 
@@ -128,6 +132,19 @@ def folder_of(directory: Path, base: Path = Path("/run/lazyfs")) -> Path:
         if json.loads(path.read_text())["mountpoint"] == os.fspath(directory.resolve()):
             return path.parent
     raise LookupError(directory)
+
+
+def process_of(folder: Path, role: int) -> int | None:
+    """The supervisor or daemon of a mount, by the roles of ``lazyfs.mount.roles``."""
+    return roles.holder(os.fspath(folder / roles.FILE_NAME), role)
+
+
+def kill_processes(folder: Path) -> None:
+    """Kill the supervisor of a mount, then its daemon, and wait until they are gone."""
+    for role in (roles.SUPERVISOR, roles.DAEMON):
+        if pid := process_of(folder, role):
+            kill(pid, signal.SIGKILL)
+            assert wait_for_end(pid)
 
 
 def kill(pid: int, number: signal.Signals) -> None:

@@ -1,0 +1,174 @@
+"""The few messages of the FUSE protocol that lazyfs itself writes and reads (linux/fuse.h).
+
+libfuse speaks for us once a mount is served. What it cannot do is begin one with our choice of
+features, and take over one that another process began.
+"""
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lazyfs.errors import MountError
+
+IN_HEADER = struct.Struct("=IIQQIIIHH")
+"""``fuse_in_header``: len, opcode, unique, nodeid, uid, gid, pid, total_extlen, padding."""
+
+OUT_HEADER = struct.Struct("=IiQ")
+"""``fuse_out_header``: len, error, unique."""
+
+_INIT_IN = struct.Struct("=IIII")
+"""``fuse_init_in`` until 7.35: major, minor, max_readahead, flags."""
+_INIT_IN_EXTENDED = struct.Struct("=I44x")
+"""What 7.36 added to it: flags2, unused."""
+_INIT_OUT = struct.Struct("=IIIIHHIIHHIIH22x")
+"""``fuse_init_out``: major, minor, max_readahead, flags, max_background, congestion_threshold,
+max_write, time_gran, max_pages, map_alignment, flags2, max_stack_depth, request_timeout."""
+
+MIN_BUFFER_BYTES = 8192
+"""``FUSE_MIN_READ_BUFFER``: the kernel gives no request to a smaller buffer."""
+
+MAJOR = 7
+MINOR = 31
+"""The version that we agree on: all that we ask for is in it, and libfuse knows it since 3.10."""
+
+MINOR_WITHOUT_SPLICE = 13
+"""The version that libfuse is told. Below 14 it does not splice requests through a pipe, which
+would cost more system calls for each; what we use of the protocol is the same in both."""
+
+NOTIFY_RESEND = 7
+STATFS_OPCODE = 17
+INIT_OPCODE = 26
+ROOT = 1
+
+MAX_BACKGROUND = 64
+"""Reads that may be under way besides those that a process waits for; below the number of
+requests that pyfuse3 handles at once (99), so that lookups get through."""
+CONGESTION_THRESHOLD = MAX_BACKGROUND * 3 // 4
+MAX_PAGES = 256
+"""1 MiB in one read; the kernel's own limit (``fs.fuse.max_pages_limit``)."""
+MAX_WRITE_BYTES = 4096
+"""The least there is: nothing is ever written, and buffers for requests may stay small."""
+
+
+class Feature(enum.IntFlag):
+    """Bits of INIT; ``lazyfs/fuse/README.md`` says why each is asked for, or not."""
+
+    ASYNC_READ = 1 << 0
+    DO_READDIRPLUS = 1 << 13
+    ASYNC_DIO = 1 << 15
+    PARALLEL_DIROPS = 1 << 18
+    POSIX_ACL = 1 << 20
+    MAX_PAGES = 1 << 22
+    CACHE_SYMLINKS = 1 << 23
+    INIT_EXT = 1 << 30
+    HAS_RESEND = 1 << 39
+    """Only ever offered: the kernel understands NOTIFY_RESEND (Linux 6.9)."""
+
+
+WANTED = (
+    Feature.ASYNC_READ
+    | Feature.DO_READDIRPLUS
+    | Feature.ASYNC_DIO
+    | Feature.PARALLEL_DIROPS
+    | Feature.POSIX_ACL
+    | Feature.MAX_PAGES
+    | Feature.CACHE_SYMLINKS
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What the kernel says when a mount begins."""
+
+    unique: int
+    major: int
+    minor: int
+    max_readahead: int
+    features: Feature
+
+    @property
+    def agreed(self) -> Feature:
+        """What we ask for of it."""
+        return self.features & WANTED
+
+
+class Reply(NamedTuple):
+    """The head of an answer."""
+
+    length: int
+    error: int
+    """Negative errno, or 0."""
+    unique: int
+
+
+def decode_init(request: bytes) -> Offer:
+    """The kernel's offer.
+
+    Raises:
+        MountError: it is no INIT of version 7.
+    """
+    if len(request) < IN_HEADER.size + _INIT_IN.size:
+        raise MountError(f"a FUSE request of {len(request)} bytes where INIT should be")
+    _, opcode, unique, *_ = IN_HEADER.unpack_from(request)
+    major, minor, max_readahead, flags = _INIT_IN.unpack_from(request, IN_HEADER.size)
+    if opcode != INIT_OPCODE or major != MAJOR:
+        raise MountError(f"FUSE request {opcode} of version {major}, wanted INIT of version 7")
+    extended = IN_HEADER.size + _INIT_IN.size
+    if flags & Feature.INIT_EXT and len(request) >= extended + _INIT_IN_EXTENDED.size:
+        (flags2,) = _INIT_IN_EXTENDED.unpack_from(request, extended)
+        flags |= flags2 << 32
+    return Offer(unique, major, minor, max_readahead, Feature(flags))
+
+
+def encode_init_reply(offer: Offer) -> bytes:
+    """Our answer to the kernel's offer."""
+    body = _INIT_OUT.pack(
+        MAJOR,
+        MINOR,
+        offer.max_readahead,
+        offer.agreed,
+        MAX_BACKGROUND,
+        CONGESTION_THRESHOLD,
+        MAX_WRITE_BYTES,
+        1,  # nanoseconds in a unit of time
+        MAX_PAGES,
+        0,
+        0,
+        0,
+        0,
+    )
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, offer.unique) + body
+
+
+def encode_request(opcode: int, unique: int, node: int, body: bytes = b"") -> bytes:
+    """A request as the kernel would send it."""
+    length = IN_HEADER.size + len(body)
+    return IN_HEADER.pack(length, opcode, unique, node, 0, 0, 0, 0, 0) + body
+
+
+def encode_init_for_libfuse(unique: int) -> bytes:
+    """An INIT that makes libfuse ready for a connection on which INIT has long been answered.
+
+    Without MAX_PAGES, so that it makes do with buffers of 132 KiB.
+    """
+    features = WANTED & ~Feature.MAX_PAGES
+    return encode_request(
+        INIT_OPCODE, unique, 0, _INIT_IN.pack(MAJOR, MINOR_WITHOUT_SPLICE, 0, features)
+    )
+
+
+def encode_resend() -> bytes:
+    """Asks the kernel for all requests again that were read but not answered."""
+    return OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0)
+
+
+def decode_reply(reply: bytes) -> Reply:
+    """The head of an answer.
+
+    Raises:
+        MountError: it is too short for one.
+    """
+    if len(reply) < OUT_HEADER.size:
+        raise MountError(f"a FUSE answer of {len(reply)} bytes")
+    return Reply(*OUT_HEADER.unpack_from(reply))
