@@ -42,6 +42,13 @@ class BlobSource(Protocol):
         """
         ...
 
+    def distrust(self, where: ByteRange) -> str:
+        """Report that what ``where`` gave is not what was promised; return who gave it.
+
+        Another host that has the blob is asked the next time, if there is one.
+        """
+        ...
+
 
 class VerifiedReader(Protocol):
     """Random access to the verified bytes of one device of an image."""

@@ -31,6 +31,7 @@ from lazyfs.errors import (
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.model import ByteRange
+from registry.retry import ask_again
 
 RUN_BYTES = 8 << 20
 """Neighbouring pieces are fetched together up to about this many bytes."""
@@ -266,17 +267,18 @@ class PieceFetcher:
             await self._engine.keep(piece.key, stored)
 
     async def _take_in(self, piece: Piece, data: bytes) -> bytes:
-        try:
-            return await self._in_thread(piece, data)
-        except (VerificationError, ImageFormatError) as error:  # without a digest, only the latter
-            self._counters.verification_failures += 1
-            self._log_failure("verification failed, asking once more", piece, error)
-        data = await self._source.fetch(piece.where)
-        try:
-            return await self._in_thread(piece, data)
-        except (VerificationError, ImageFormatError):
-            self._counters.verification_failures += 1
-            raise
+        liars: list[str] = []
+        while True:
+            try:
+                return await self._in_thread(piece, data)
+            except (VerificationError, ImageFormatError) as error:  # without digest, the latter
+                self._counters.verification_failures += 1
+                liars.append(self._source.distrust(piece.where))
+                if not ask_again(liars):
+                    raise
+                how = f"verification failed ({liars[-1]} gave it), asking once more"
+                self._log_failure(how, piece, error)
+            data = await self._source.fetch(piece.where)
 
     async def _in_thread(self, piece: Piece, data: bytes) -> bytes:
         return await trio.to_thread.run_sync(piece.take_in, data, limiter=self._engine.workers)

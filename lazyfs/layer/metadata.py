@@ -7,7 +7,7 @@ specification the tree is in the chunks, so its superblock costs a second one.
 
 from dataclasses import dataclass
 
-from lazyfs.errors import ImageFormatError
+from lazyfs.errors import DigestMismatchError, ImageFormatError
 from lazyfs.interfaces import BlobSource
 from lazyfs.model import ByteRange
 from lazyfs.seekable.chunktable import MAX_TABLE_BYTES, ChunkTable, plain_table
@@ -18,6 +18,7 @@ from lazyfs.seekable.tables import check_table_digest, decode_table
 from lazyfs.verity.ondisk import SUPERBLOCK
 from lazyfs.verity.params import VerityParams, decode_superblock
 from lazyfs.verity.trusted import TrustedHashTree
+from registry.retry import ask_again
 
 HEAD_BYTES = 64 << 10
 """How much of the dm-verity payload is fetched along: superblock and upper levels."""
@@ -92,8 +93,8 @@ async def fetch_metadata(
         table, behind = plain_table(pointers.chunks_end), b""
     else:
         beside = tree is not None and not tree.in_content and index is None
-        data = await _fetch_table(pointer, index or source, along=HEAD_BYTES if beside else 0)
-        table = _decode(pointer, data[: pointer.where.length], pointers)
+        along = HEAD_BYTES if beside else 0
+        data, table = await _fetch_table(pointer, pointers, index or source, along)
         behind = data[pointer.where.length :]
     size = table.content_size_bytes
     verity: VerityMetadata | None = None
@@ -148,21 +149,35 @@ async def fetch_content(table: ChunkTable, where: ByteRange, source: BlobSource)
     return b"".join(parts)
 
 
-async def _fetch_table(pointer: TablePointer, source: BlobSource, along: int) -> bytes:
-    """The table with its header, and up to ``along`` bytes behind its space."""
+async def _fetch_table(
+    pointer: TablePointer, pointers: Pointers, source: BlobSource, along: int
+) -> tuple[bytes, ChunkTable]:
+    """The table, with its bytes, its header, and up to ``along`` bytes behind its space."""
     if pointer.where.length > MAX_TABLE_BYTES + _HEADER:
         raise ImageFormatError(f"{pointer.where.length} bytes where a chunk table should be")
     along = min(along + _HEADER, source.size_bytes - pointer.where.end) if along else 0
-    return await source.fetch(ByteRange(pointer.where.offset, pointer.where.length + along))
+    liars: list[str] = []
+    while True:
+        data = await source.fetch(ByteRange(pointer.where.offset, pointer.where.length + along))
+        try:
+            table = _proven(pointer, data[: pointer.where.length])
+            break
+        except (DigestMismatchError, ImageFormatError):
+            liars.append(source.distrust(pointer.where))
+            if not ask_again(liars):
+                raise
+    chunks_end, compressed = pointers.chunks_end, pointers.compressed
+    return data, decode_table(table, chunks_end=chunks_end, compressed=compressed)
 
 
-def _decode(pointer: TablePointer, data: bytes, pointers: Pointers) -> ChunkTable:
+def _proven(pointer: TablePointer, data: bytes) -> bytes:
+    """The table without its frame, if it is the promised one."""
     if pointer.framed:
         length = _payload_length("chunk table", data, pointer.where)
         data = data[_HEADER : _HEADER + length]
     if pointer.digest is not None:
         check_table_digest(data, pointer.digest)
-    return decode_table(data, chunks_end=pointers.chunks_end, compressed=pointers.compressed)
+    return data
 
 
 async def _tree_in_content(

@@ -37,6 +37,10 @@ class RegistrySource:
         async with self.stream(where) as pieces:
             return b"".join([piece async for piece in pieces])
 
+    def distrust(self, where: ByteRange) -> str:
+        """Report wrong bytes; return who gave them."""
+        return self._blob.distrust(where.offset, where.length)
+
     @asynccontextmanager
     async def stream(self, where: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
         """Open ``where`` as a stream of UNVERIFIED pieces.

@@ -129,8 +129,9 @@ class WholeLayer(PagedReader):
     def _check(self, what: str, wanted: Digest, found: str) -> None:
         if found != wanted.encoded:
             self.counters.verification_failures += 1
+            whole = ByteRange(0, self._source.size_bytes)
             raise DigestMismatchError(
-                f"{what} from {self._source.origin}: wanted {wanted}, "
+                f"{what} from {self._source.distrust(whole)}: wanted {wanted}, "
                 f"found {wanted.algorithm}:{found}"
             )
 

@@ -74,6 +74,9 @@ class BlobSimulator:
             raise SourceUnavailableError(f"{self.origin}: {len(data)} bytes of {where.length}")
         return data
 
+    def distrust(self, where: ByteRange) -> str:
+        return self.origin
+
     @asynccontextmanager
     async def stream(self, where: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
         assert where.offset >= 0
