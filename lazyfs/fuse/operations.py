@@ -232,13 +232,20 @@ class ImageOperations(Adoptable):
 
         Only an error of the image itself gives a stand-in. After any other the kernel may
         know the inode already, and a stand-in would empty a file that is in use.
+
+        The kernel is to look up a directory before it goes in: only a lookup sees that a
+        broken image has it in several places.
         """
         try:
-            return entry_attributes(entry.node, await self._tree.attributes(entry.node))
+            attributes = await self._tree.attributes(entry.node)
+            shown = entry_attributes(entry.node, attributes)
         except Exception as error:
             if isinstance(first_cause(error), ImageFormatError | OverflowError):
                 return bare_entry(entry.node, entry.file_type)
             raise
+        if stat.S_ISDIR(attributes.mode) or stat.S_IFMT(attributes.mode) != entry.file_type:
+            shown.entry_timeout = 0
+        return shown
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
