@@ -22,6 +22,7 @@ from typing import Any
 
 import trio
 
+from lazyfs.cli.options import access_of, add_hosts_dir
 from lazyfs.cli.progress import open_progress
 from lazyfs.cli.values import format_size, seconds, size
 from lazyfs.convert.options import DEFAULT_BLOCK_BYTES, DEFAULT_CHUNK_BYTES, ConvertOptions
@@ -101,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plain-http", action="store_true", help="speak HTTP without TLS to any registry"
     )
+    add_hosts_dir(parser)
     parser.add_argument(
         "--timeout",
         type=seconds,
@@ -116,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert; return the exit status."""
     options = _options(args)
-    access = Access(plain_http=args.plain_http, timeout_s=args.timeout)
+    access = access_of(args)
     result = trio.run(_convert, args.source, args.destination, access, options, args.quiet)
     if args.json:
         print(json.dumps(_as_json(result), indent=2))

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import trio
 
+from lazyfs.cli.options import access_of, add_hosts_dir
 from lazyfs.cli.values import format_size, printable, seconds
 from lazyfs.inspect import describe, describe_local, layer_of, walk
 from lazyfs.localname import parse_local_image
 from lazyfs.model import Attributes, NodeId
 from lazyfs.mount.assemble import open_image
 from lazyfs.mount.options import DEFAULT_TIMEOUT_S, MountOptions, default_cache_dir
-from registry.interfaces import Access
 
 Document = Mapping[str, object]
 
@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="talk HTTP without TLS to any registry (loopback names may use it anyway)",
     )
+    add_hosts_dir(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,8 +87,7 @@ async def _describe(args: argparse.Namespace) -> Document:
     local = parse_local_image(args.image)
     if local is not None:
         return await describe_local(args.image, local[0])
-    access = Access(plain_http=args.plain_http, timeout_s=args.timeout)
-    return await describe(args.image, access, args.platform, chunks=args.chunks)
+    return await describe(args.image, access_of(args), args.platform, chunks=args.chunks)
 
 
 async def _tree(args: argparse.Namespace) -> list[Document]:
@@ -96,6 +96,7 @@ async def _tree(args: argparse.Namespace) -> list[Document]:
         platform=args.platform,
         timeout_s=args.timeout,
         plain_http=args.plain_http,
+        hosts_dir=args.hosts_dir and args.hosts_dir.absolute(),
     )
     async with open_image(args.image, options) as opened:
         return [_entry(*found) async for found in walk(opened.tree)]

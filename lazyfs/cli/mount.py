@@ -23,6 +23,7 @@ import sys
 import time
 from pathlib import Path
 
+from lazyfs.cli.options import add_hosts_dir
 from lazyfs.cli.values import format_size, seconds, size
 from lazyfs.errors import MountError
 from lazyfs.model import VerifyMode
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="which image of an index to mount (default: this machine's)",
     )
     _add_fetching(parser)
+    add_hosts_dir(parser)
     _add_permissions(parser)
     parser.add_argument("--quiet", action="store_true", help="no warnings, only errors")
 
@@ -134,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
         timeout_s=args.timeout,
         prefetch=args.prefetch,
         plain_http=args.plain_http,
+        hosts_dir=args.hosts_dir and args.hosts_dir.absolute(),
         allow_other=args.allow_other,
         suid=args.suid,
         dev=args.dev,

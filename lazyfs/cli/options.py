@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from pathlib import Path
 
 from lazyfs.cli.values import seconds
 from registry.interfaces import DEFAULT_TIMEOUT_S, Access
@@ -32,6 +33,18 @@ def add_access(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="speak HTTP without TLS to any registry (loopback names may use it anyway)",
     )
+    add_hosts_dir(parser)
+
+
+def add_hosts_dir(parser: argparse.ArgumentParser) -> None:
+    """Declare where mirrors and certificates are configured."""
+    parser.add_argument(
+        "--hosts-dir",
+        metavar="DIR",
+        type=Path,
+        help="folder with HOST/hosts.toml as containerd has it: mirrors, certificates, headers "
+        "(default: certs.d in ~/.config/lazyfs, /etc/lazyfs, /etc/containerd, /etc/docker)",
+    )
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +60,8 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
 
 def access_of(args: argparse.Namespace) -> Access:
     """How to reach the registry, by the options of ``add_access``."""
-    return Access(plain_http=args.plain_http, timeout_s=args.timeout)
+    folders = None if args.hosts_dir is None else (args.hosts_dir.absolute(),)
+    return Access(plain_http=args.plain_http, timeout_s=args.timeout, hosts_dirs=folders)
 
 
 def _positive(text: str) -> int:

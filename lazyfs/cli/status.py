@@ -80,6 +80,7 @@ def _facts(document: Document) -> list[tuple[str, str]]:
             ("read", f"{_size(totals, 'read_bytes')} of the layers; {_read_by_users(fuse)}"),
             ("cache", f"{hits} hits, {misses} misses; {_cache(cache)}"),
             ("errors", _errors(totals, fuse)),
+            *(("host", _host(host)) for host in _objects(document.get("hosts"))),
             ("verify", f"{document.get('verify')}"),
         ]
     return facts
@@ -88,6 +89,18 @@ def _facts(document: Document) -> list[tuple[str, str]]:
 def _state(document: Document) -> str:
     problem = document.get("problem")
     return f"{document['state']}: {problem}" if problem else str(document["state"])
+
+
+def _host(host: Document) -> str:
+    """A host that the image comes from, and what is wrong with it."""
+    text = f"{host.get('host')} ({host.get('role')}): {host.get('state')}"
+    if host.get("state") != "ok":
+        text += f", asked last for {_duration(host.get('for_s'))}"
+    text += f"; {host.get('requests')} requests, {host.get('failures')} failed"
+    if _number(host, "wrong_answers"):
+        text += f", {host.get('wrong_answers')} answers wrong"
+    problem = host.get("last_problem")
+    return f"{text}; last: {problem}" if problem else text
 
 
 def _read_by_users(fuse: Document) -> str:

@@ -161,13 +161,13 @@ async def _fetch_table(
         data = await source.fetch(ByteRange(pointer.where.offset, pointer.where.length + along))
         try:
             table = _proven(pointer, data[: pointer.where.length])
-            break
         except (DigestMismatchError, ImageFormatError):
             liars.append(source.distrust(pointer.where))
             if not ask_again(liars):
                 raise
-    chunks_end, compressed = pointers.chunks_end, pointers.compressed
-    return data, decode_table(table, chunks_end=chunks_end, compressed=compressed)
+        else:
+            end, compressed = pointers.chunks_end, pointers.compressed
+            return data, decode_table(table, chunks_end=end, compressed=compressed)
 
 
 def _proven(pointer: TablePointer, data: bytes) -> bytes:

@@ -41,7 +41,7 @@ from lazyfs.mount.report import ImageReport, LayerReport, LocalReport
 from lazyfs.plan import MAX_LAYERS, LayerPlan, plan_layers
 from lazyfs.resolve import ResolvedImage, resolve_image, resolve_pinned
 from registry.errors import RegistryError
-from registry.interfaces import Access, ImageSource
+from registry.interfaces import ImageSource
 from registry.manifest import Descriptor
 from registry.transports import open_source
 
@@ -97,8 +97,7 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
             yield opened
         return
     try:
-        access = Access(plain_http=options.plain_http, timeout_s=options.timeout_s)
-        async with open_source(name, access) as source:
+        async with open_source(name, options.access()) as source:
             with trio.fail_after(options.timeout_s or math.inf):
                 if options.pin is None:
                     resolved = await resolve_image(source, options.platform)
@@ -163,7 +162,7 @@ async def _open_layers(
     if options.prefetch == "all":
         for report in reports:
             engine.nursery.start_soon(_prefetch, report.opened)
-    return OpenedImage(MergedTree(layers), ImageReport(resolved, reports, engine.store, options))
+    return OpenedImage(MergedTree(layers), ImageReport(source, resolved, reports, engine.store, options))
 
 
 class _Opener:

@@ -17,6 +17,7 @@ import platformdirs
 
 from lazyfs.interfaces import ImageTree
 from lazyfs.model import VerifyMode
+from registry.interfaces import Access
 
 DEFAULT_CACHE_SIZE_BYTES = 10 << 30
 DEFAULT_TIMEOUT_S = 30.0
@@ -47,6 +48,8 @@ class MountOptions:
     """``none``, or ``all``: fetch the whole image in the background."""
     plain_http: bool = False
     """Speak HTTP without TLS to any registry, not only to loopback names."""
+    hosts_dir: Path | None = None
+    """Folder with ``HOST/hosts.toml``; None: the usual ones of this machine."""
     allow_other: bool = False
     """Let other users into the mount (root's mounts always do)."""
     suid: bool = False
@@ -59,11 +62,21 @@ class MountOptions:
     """No choice of the user: exactly what was mounted (``MountedImage.pin``), where a daemon takes
     a mount over; None: what the image's name means now."""
 
+    def access(self) -> Access:
+        """How to reach the registry."""
+        folders = None if self.hosts_dir is None else (self.hosts_dir,)
+        return Access(plain_http=self.plain_http, timeout_s=self.timeout_s, hosts_dirs=folders)
+
     def to_json(self) -> str:
         """One line that ``from_json`` reads."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return json.dumps(
-            values | {"cache_dir": os.fspath(self.cache_dir), "verify": self.verify.value}
+            values
+            | {
+                "cache_dir": os.fspath(self.cache_dir),
+                "verify": self.verify.value,
+                "hosts_dir": self.hosts_dir and os.fspath(self.hosts_dir),
+            }
         )
 
     @classmethod
@@ -76,7 +89,11 @@ class MountOptions:
         values = json.loads(text)
         return cls(
             **values
-            | {"cache_dir": Path(values["cache_dir"]), "verify": VerifyMode(values["verify"])}
+            | {
+                "cache_dir": Path(values["cache_dir"]),
+                "verify": VerifyMode(values["verify"]),
+                "hosts_dir": values["hosts_dir"] and Path(values["hosts_dir"]),
+            }
         )
 
 

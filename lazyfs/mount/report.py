@@ -1,7 +1,7 @@
 """What ``lazyfs status`` shows of an opened image: a JSON document, made without waiting."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from cache.directory import DirectoryStore
 from cache.store import ChunkStore
@@ -10,6 +10,7 @@ from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import OpenLayer
 from lazyfs.mount.options import MountOptions
 from lazyfs.resolve import ResolvedImage, pin_of
+from registry.interfaces import ImageSource
 from registry.manifest import Descriptor
 
 MAX_COUNTED_CHUNKS = 20_000
@@ -49,6 +50,7 @@ class LayerReport:
 class ImageReport:
     """An image from a registry, a folder or an archive."""
 
+    source: ImageSource
     resolved: ResolvedImage
     layers: Sequence[LayerReport]
     store: ChunkStore
@@ -67,6 +69,7 @@ class ImageReport:
             "verify": self.options.verify.value,
             "layers": [layer.document(self.store) for layer in self.layers],
             "totals": _totals([layer.counters for layer in self.layers]),
+            "hosts": [asdict(host) for host in self.source.hosts()],
             "cache": {
                 "path": str(self.options.cache_dir)
                 if isinstance(self.store, DirectoryStore)
@@ -111,6 +114,7 @@ class LocalReport:
                 for file in self.files
             ],
             "totals": _totals([file.counters for file in self.files]),
+            "hosts": [],
             "cache": None,
         }
 
