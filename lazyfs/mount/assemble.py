@@ -162,7 +162,8 @@ async def _open_layers(
     if options.prefetch == "all":
         for report in reports:
             engine.nursery.start_soon(_prefetch, report.opened)
-    return OpenedImage(MergedTree(layers), ImageReport(source, resolved, reports, engine.store, options))
+    report = ImageReport(source, resolved, reports, engine.store, options)
+    return OpenedImage(MergedTree(layers), report)
 
 
 class _Opener:
