@@ -11,7 +11,7 @@ for the next try. Memory held: at most ``RUN_BYTES`` and one piece per request u
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -304,7 +304,7 @@ class PieceFetcher:
         log.error("%s: %s from %s: %s: %s", self._name, piece.what, self._source.origin, how, error)
 
 
-async def cut(stream: AsyncIterator[bytes], lengths: Sequence[int]) -> AsyncIterator[bytes]:
+async def cut(stream: AsyncIterator[bytes], lengths: Sequence[int]) -> AsyncGenerator[bytes, None]:
     """Cut a stream into pieces of the given lengths.
 
     Raises:

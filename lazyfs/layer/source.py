@@ -1,7 +1,7 @@
 """Blobs as ``BlobSource``: the one place where registry errors become errors of lazyfs."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 
 from lazyfs.errors import SourceUnavailableError
 from lazyfs.layer.counters import LayerCounters
@@ -50,12 +50,15 @@ class RegistrySource:
         """
         self._counters.requests += 1
         try:
-            async with self._blob.stream(where.offset, where.length) as pieces:
-                yield self._counted(pieces)
+            async with (
+                self._blob.stream(where.offset, where.length) as pieces,
+                aclosing(self._counted(pieces)) as counted,
+            ):
+                yield counted
         except (RegistryError, OSError) as error:
             raise SourceUnavailableError(f"{self._blob.origin}: {error}") from error
 
-    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         async for piece in pieces:
             self._counters.fetched_bytes += len(piece)
             yield piece

@@ -42,9 +42,23 @@ class _Readable(Protocol):
     def read(self, size_bytes: int, /) -> bytes: ...
 
 
+class _Front:
+    """The first bytes of a stream."""
+
+    def __init__(self, stream: _Readable, size_bytes: int) -> None:
+        self._stream = stream
+        self._missing_bytes = size_bytes
+
+    def read(self, size_bytes: int, /) -> bytes:
+        data = self._stream.read(min(size_bytes, self._missing_bytes))
+        self._missing_bytes -= len(data)
+        return data
+
+
 async def decode_into(
     file: ContentFile,
     source: BlobSource,
+    content_end: int,
     encoding: LayerEncoding,
     algorithm: str,
     on_progress: Callable[[int], None],
@@ -54,6 +68,7 @@ async def decode_into(
     Args:
         file: empty.
         source: the blob.
+        content_end: where the encoded content ends in the blob, and other things may begin.
         encoding: of the blob.
         algorithm: of the blob's digest.
         on_progress: told of bytes of the blob, in a worker thread.
@@ -79,7 +94,7 @@ async def decode_into(
 
     def work() -> Streamed:
         stream = BlockingStream(receive, see)
-        size, digest, broken = _decode(stream, encoding, file)
+        size, digest, broken = _decode(_Front(stream, content_end), encoding, file)
         while stream.read(PIECE_BYTES):  # what the decoder did not want is part of the blob
             pass
         file.resize(size)
@@ -91,7 +106,7 @@ async def decode_into(
 
 
 def _decode(
-    stream: BlockingStream, encoding: LayerEncoding, file: ContentFile
+    stream: _Readable, encoding: LayerEncoding, file: ContentFile
 ) -> tuple[int, str, ImageFormatError | None]:
     """Size and SHA-256 of what could be decoded, and what stopped it."""
     content_hash = hashlib.sha256()

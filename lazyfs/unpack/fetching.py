@@ -1,6 +1,7 @@
 """Fetches chunks by few requests, in bounded memory, and hands each on as it comes."""
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing
 
 import trio
 
@@ -56,8 +57,7 @@ async def fetch_chunks(
         where = ByteRange(table.frame(run[0]).offset, 0)
         where = ByteRange(where.offset, table.frame(run[-1]).end - where.offset)
         lengths = [table.frame(index).length for index in run]
-        async with source.stream(where) as pieces:
-            frames = cut(pieces, lengths)
+        async with source.stream(where) as pieces, aclosing(cut(pieces, lengths)) as frames:
             for index in run:
                 held_bytes = await budget.take(
                     table.frame(index).length + table.chunk(index).length

@@ -179,6 +179,7 @@ class _Unpacking:
         streamed = await decode_into(
             file,
             self._blob,
+            self._content_end(),
             self._job.plan.encoding,
             descriptor.digest.algorithm,
             self._task.advance,
@@ -192,6 +193,11 @@ class _Unpacking:
             raise streamed.broken
         self._check_content(streamed.content_sha256)
         return streamed.content_size_bytes
+
+    def _content_end(self) -> int:
+        """Where the encoded content ends in the blob."""
+        pointers = self._job.plan.pointers
+        return self._blob.size_bytes if pointers is None else pointers.chunks_end
 
     async def _assemble(self, file: ContentFile, metadata: LayerMetadata) -> None:
         """Get all chunks and the tree; what is there already is checked and kept."""

@@ -7,6 +7,7 @@ chunks, and the EROFS image. What is broken leaves a hole there that nobody may 
 import hashlib
 from bisect import bisect_right
 from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar, TypeVarTuple
@@ -35,6 +36,7 @@ from lazyfs.layer.streamed import decode_into
 from lazyfs.model import ByteRange
 from lazyfs.plan import LayerPlan
 from lazyfs.seekable.mediatypes import LayerEncoding
+from lazyfs.seekable.pointers import Pointers
 from lazyfs.verify.findings import Kind, LayerReport, place
 from lazyfs.verity.audit import BrokenBlock
 from registry.digest import Digest
@@ -128,8 +130,11 @@ class BlobCheck:
         self._proof: BlockProof | None = None
         self._broken: list[ByteRange] = []
 
-    async def run(self) -> Content:
+    async def run(self) -> Content | None:
         """Check all; what is wrong goes to the report.
+
+        Returns:
+            What could be had of the content, if anything.
 
         Raises:
             SourceUnavailableError: the blob cannot be read.
@@ -152,45 +157,52 @@ class BlobCheck:
         if pointers is not None:
             try:
                 return await fetch_metadata(pointers, self._blob, self._index)
-            except UnsupportedFeatureError as error:
-                self._notes.append(f"chunks were not checked: {error}")
             except (VerificationError, ImageFormatError, PlanError) as error:
-                if pointers.tree is None:
-                    self._findings.add(Kind.TABLE, error)
-                else:
-                    # Is it the table or the tree? Chunks can be checked without a tree.
-                    with self._findings.take(Kind.TABLE):
-                        bare = replace(pointers, tree=None)
-                        metadata = await fetch_metadata(bare, self._blob, self._index)
-                        self._findings.add(Kind.TREE, error)
-                        size = metadata.image_size_bytes
-                        if pointers.tree.in_content:
-                            size = min(size, pointers.tree.offset)
-                        return replace(metadata, image_size_bytes=size)
+                # Is it the table or the tree? Chunks can be checked without a tree.
+                metadata = await self._table_alone(replace(pointers, tree=None))
+                if metadata is not None:
+                    self._findings.add(Kind.TREE, error)
+                    return metadata
         if plan.encoding is LayerEncoding.RAW:
             return plain_metadata(self._blob.size_bytes)
         return None
 
-    async def _decode_whole(self) -> Content:
+    async def _table_alone(self, pointers: Pointers) -> LayerMetadata | None:
+        """The table without the tree; None if it is broken or cannot be read."""
+        try:
+            metadata = await fetch_metadata(pointers, self._blob, self._index)
+        except UnsupportedFeatureError as error:
+            self._notes.append(f"chunks were not checked one by one: {error}")
+            return None
+        except (VerificationError, ImageFormatError, PlanError) as error:
+            self._findings.add(Kind.TABLE, error)
+            return None
+        return replace(metadata, image_size_bytes=self._image_size(metadata.image_size_bytes))
+
+    def _image_size(self, content_size_bytes: int) -> int:
+        """The image's part of the content."""
+        pointers = self._job.plan.pointers
+        if pointers is None or pointers.tree is None or not pointers.tree.in_content:
+            return content_size_bytes
+        return min(content_size_bytes, pointers.tree.offset)
+
+    async def _decode_whole(self) -> Content | None:
         """Check a blob that can only be decoded from its start, or whose table is broken."""
-        descriptor = self._job.plan.descriptor
+        plan = self._job.plan
         streamed = await decode_into(
             self._file,
             self._blob,
-            self._job.plan.encoding,
-            descriptor.digest.algorithm,
+            self._blob.size_bytes if plan.pointers is None else plan.pointers.chunks_end,
+            plan.encoding,
+            plan.descriptor.digest.algorithm,
             self._task.advance,
         )
         self._check_blob(streamed.blob_digest)
         if streamed.broken is not None:
             self._findings.add(Kind.BLOB, streamed.broken)
-        else:
-            self._check_diff_id(streamed.content_sha256)
-        size = streamed.content_size_bytes
-        tree = self._job.plan.pointers and self._job.plan.pointers.tree
-        if tree and tree.in_content:
-            size = min(size, tree.offset)
-        self._counts.image_bytes = size
+            return None
+        self._check_diff_id(streamed.content_sha256)
+        size = self._counts.image_bytes = self._image_size(streamed.content_size_bytes)
         return Content(self._file, size, [])
 
     async def _in_parts(self, metadata: LayerMetadata) -> None:
@@ -305,8 +317,8 @@ class BlobCheck:
         async with (
             trio.open_nursery() as nursery,
             self._blob.stream(ByteRange(0, end)) as pieces,
+            aclosing(cut(pieces, lengths)) as parts,
         ):
-            parts = cut(pieces, lengths)
             for number, length in enumerate(lengths):
                 index = number - first
                 is_chunk = 0 <= index < len(table)
