@@ -25,7 +25,7 @@ from lazyfs.mount.keeper import our_supervisor
 from lazyfs.mount.life import Custody, End
 from lazyfs.mount.options import ImageOpener
 from lazyfs.mount.request import MountRequest
-from lazyfs.mount.supervisor import HANDED_OVER
+from lazyfs.mount.supervision import HANDED_OVER
 from registry.errors import RegistryError
 
 EXPECTED_ERRORS = (LazyfsError, RegistryError, CacheError, OSError)

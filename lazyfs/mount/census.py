@@ -8,7 +8,7 @@ from lazyfs.mount import roles
 from lazyfs.mount.control import ask
 from lazyfs.mount.mountpoint import resolve
 from lazyfs.mount.runtime import KnownMount, known_mounts
-from lazyfs.mount.supervisor import SERVING
+from lazyfs.mount.supervision import SERVING
 
 
 def census(directory: str | None) -> list[dict[str, object]]:

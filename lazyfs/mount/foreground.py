@@ -8,7 +8,7 @@ from lazyfs.mount.assemble import open_image
 from lazyfs.mount.daemon import raise_file_limit, serve_mount
 from lazyfs.mount.life import Custody, End
 from lazyfs.mount.request import MountRequest
-from lazyfs.mount.supervisor import HANDED_OVER
+from lazyfs.mount.supervision import HANDED_OVER
 
 
 def serve_in_foreground(

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping
 
 from lazyfs.errors import MountError
-from lazyfs.mount.supervisor import WATCHDOG_S
+from lazyfs.mount.supervision import WATCHDOG_S
 
 FIRST_LISTEN_FD = 3
 """``SD_LISTEN_FDS_START``."""

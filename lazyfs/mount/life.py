@@ -17,7 +17,7 @@ from lazyfs.mount.keeper import Keeper
 from lazyfs.mount.mountinfo import current_mounts, top_mount
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import MountState, RuntimeFolder
-from lazyfs.mount.supervisor import ENDING_SIGNALS, RESTART_SIGNAL
+from lazyfs.mount.supervision import ENDING_SIGNALS, RESTART_SIGNAL
 from lazyfs.mount.unmount import detach
 
 SIGNALS = (*ENDING_SIGNALS, RESTART_SIGNAL)

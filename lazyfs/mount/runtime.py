@@ -29,7 +29,7 @@ from pathlib import Path
 from lazyfs.errors import MountError
 from lazyfs.mount import roles
 from lazyfs.mount.mountinfo import MountEntry, current_mounts, top_mount
-from lazyfs.mount.supervisor import REPORT_NAME
+from lazyfs.mount.supervision import REPORT_NAME
 
 
 @dataclass(frozen=True, slots=True)

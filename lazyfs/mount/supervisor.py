@@ -26,26 +26,25 @@ if not __package__:
 
 from lazyfs.mount import roles
 from lazyfs.mount.restarts import Restarts
-
-HANDED_OVER = 75
-"""Exit status of a daemon that wants another one to go on (EX_TEMPFAIL in sysexits.h)."""
-
-WATCHDOG_S = 60.0
-"""A daemon that serves and says nothing for so long hangs, and is killed."""
+from lazyfs.mount.supervision import (
+    DIED,
+    ENDING_SIGNALS,
+    GAVE_UP,
+    HANDED_OVER,
+    PAUSING,
+    REPORT_NAME,
+    RESTART_SIGNAL,
+    SERVING,
+    STARTING,
+    WATCHDOG_S,
+)
 
 END_WITHIN_S = 9.0
 """How long a daemon may take to end the mount; less than who ends a supervisor waits for it."""
 
 HAND_OVER_WITHIN_S = 5.0
-REPORT_NAME = "supervisor.json"
 MAX_MESSAGE_BYTES = 64 << 10
 MAX_STATUS_CHARACTERS = 2000
-
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-RESTART_SIGNAL = signal.SIGUSR1
-
-STARTING, SERVING, PAUSING = "starting", "serving", "pausing"
-GAVE_UP, DIED = "gave up", "died"
 
 
 class Supervisor:

@@ -86,6 +86,7 @@ def test_the_daemon_keeps_nothing_of_its_starter(directory):
     )
     assert os.readlink(process / "cwd") == "/"
     supervisor = process_of(folder_of(directory), roles.SUPERVISOR)
+    assert supervisor is not None
     assert os.getsid(int(process.name)) == os.getsid(supervisor) == supervisor
     log = os.fspath(folder_of(directory) / "log")
     files = [os.readlink(process / "fd" / name) for name in os.listdir(process / "fd")]

@@ -1,0 +1,22 @@
+"""What supervisor, daemon and commands agree on; free of imports that cost memory."""
+
+import signal
+
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""End the mount, sent to either."""
+
+RESTART_SIGNAL = signal.SIGUSR1
+"""Replaces the daemon, sent to either."""
+
+HANDED_OVER = 75
+"""Exit status of a daemon that wants another one to go on (EX_TEMPFAIL in sysexits.h)."""
+
+WATCHDOG_S = 60.0
+"""A daemon that serves and says nothing for so long hangs, and is killed."""
+
+REPORT_NAME = "supervisor.json"
+"""In the runtime folder: how the supervisor's daemons do (``runtime.SupervisorReport``)."""
+
+STARTING, SERVING, PAUSING = "starting", "serving", "pausing"
+GAVE_UP, DIED = "gave up", "died"
+"""Phases of a supervisor; the last two are said when it ends."""
