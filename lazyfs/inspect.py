@@ -6,7 +6,7 @@ and for each layer its annotations, chunk table, dm-verity parameters and superb
 
 import json
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import TypeAlias
 
 import trio
@@ -117,7 +117,7 @@ async def describe_local(name: str, path: str) -> Document:
     return {"image": name, "layers": [layer | _superblock(front, proven=False)]}
 
 
-async def walk(tree: ImageTree) -> AsyncIterator[tuple[bytes, NodeId, Attributes]]:
+async def walk(tree: ImageTree) -> AsyncGenerator[tuple[bytes, NodeId, Attributes], None]:
     """Every object of a tree with its path (without a leading slash), parents first.
 
     Raises:

@@ -22,18 +22,23 @@ MARK_EVERY = 32
 """Of the paths of small files, one in so many begins a new group."""
 
 
-def cut(size_bytes: int, borders: Iterable[int], chunk_size_bytes: int) -> Iterator[ByteRange]:
+def cut(
+    size_bytes: int, borders: Iterable[int], chunk_size_bytes: int, block_size_bytes: int = 1
+) -> Iterator[ByteRange]:
     """Cut an image at its borders, and what lies between them into chunks of a size.
 
     Args:
         size_bytes: of the image.
         borders: increasing, inside the image; 0 may be among them.
         chunk_size_bytes: of the largest chunk.
+        block_size_bytes: a border inside a block moves to the end of the block.
     """
     start = 0
-    for border in chain(borders, (size_bytes,)):
-        while start < border:
-            length = min(chunk_size_bytes, border - start)
+    rounded = (-(-border // block_size_bytes) * block_size_bytes for border in borders)
+    for border in chain(rounded, (size_bytes,)):
+        end = min(border, size_bytes)
+        while start < end:
+            length = min(chunk_size_bytes, end - start)
             yield ByteRange(start, length)
             start += length
 

@@ -77,28 +77,23 @@ class LayerConverter:
         if not options.rechunk:
             return True
         try:
-            chunk_bytes, chunks = await self._chunk_size(plan)
+            return await self._has_chunk_size(plan)
         except UnsupportedFeatureError:
             return False
-        return chunk_bytes == options.chunk_size_bytes or (
-            chunks == 1 and chunk_bytes < options.chunk_size_bytes
-        )
 
-    async def _chunk_size(self, plan: LayerPlan) -> tuple[int, int]:
-        """Length of the longest chunk, and the number of chunks of the image."""
+    async def _has_chunk_size(self, plan: LayerPlan) -> bool:
+        """Whether the longest chunk has the size that was asked for, if the image is that long."""
+        if plan.pointers is None:
+            raise AssertionError("only layers with a chunk table are asked about")
         counters = LayerCounters()
         blob = RegistrySource(await self._source.open_blob(plan.descriptor), counters)
         index = None
         if plan.index is not None:
             index = RegistrySource(await self._source.open_blob(plan.index), counters)
-        if plan.pointers is None:
-            raise AssertionError("only layers with a chunk table are asked about")
         metadata = await fetch_metadata(plan.pointers, blob, index)
-        table = metadata.table
-        if not metadata.image_size_bytes:
-            return 0, 1
-        last = table.index_at(metadata.image_size_bytes - 1)
-        return max(table.chunk(index).length for index in range(last + 1)), last + 1
+        table, size = metadata.table, metadata.image_size_bytes
+        longest = max((table.chunk(index).length for index in range(len(table))), default=0)
+        return longest == min(self._options.chunk_size_bytes, max(longest, size))
 
     async def _rewrite(self, layer: SourceLayer, task: ProgressTask) -> LayerResult:
         descriptor = layer.descriptor

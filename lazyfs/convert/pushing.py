@@ -131,4 +131,3 @@ class DocumentPusher:
             digest=descriptor.digest,
             size_bytes=len(raw),
         )
-

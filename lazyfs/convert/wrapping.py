@@ -177,7 +177,8 @@ class _Wrapping:
             tree = VerityTree(size, root_digest, self._options.verity_block_size_bytes)
             if self._layout.tree_in_content:
                 payload = FileImage(self._spool, size)
-                await self._add_chunks(payload, (), TREE_CHUNK_BYTES, None, lambda _: None)
+                chunk_size = min(TREE_CHUNK_BYTES, self._options.chunk_size_bytes)
+                await self._add_chunks(payload, (), chunk_size, None, lambda _: None)
         return await self._in_thread(lambda: self._finish(tree))
 
     async def _add_chunks(
@@ -200,7 +201,7 @@ class _Wrapping:
 
         await map_in_order(
             work,
-            cut(image.size_bytes, borders, chunk_size_bytes),
+            cut(image.size_bytes, borders, chunk_size_bytes, self._options.verity_block_size_bytes),
             take,
             workers=self._workers,
             ahead=self._options.jobs,
