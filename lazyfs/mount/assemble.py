@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,21 @@ from pathlib import Path
 import trio
 
 from cache.directory import DirectoryStore
+from cache.documents import DocumentFolder
 from cache.errors import CacheError
 from cache.flights import Flights
 from cache.memo import Memo
 from cache.memory import MemoryStore
 from cache.store import ChunkStore
-from lazyfs.errors import LazyfsError, MountError, PlanError, SourceUnavailableError
+from lazyfs.documents import FOLDER_NAME, Documents, KeptSource, KeptSpans
+from lazyfs.errors import (
+    ImageFormatError,
+    LazyfsError,
+    MountError,
+    PlanError,
+    SourceUnavailableError,
+    VerificationError,
+)
 from lazyfs.image.erofs_layer import ErofsLayer
 from lazyfs.image.merged import MergedTree
 from lazyfs.image.nodes import MAX_LAYER
@@ -97,23 +106,29 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
             yield opened
         return
     try:
-        async with open_source(name, options.access()) as source:
+        async with (
+            _open_store(options) as (store, flights, documents),
+            open_source(name, options.access()) as remote,
+            _background() as nursery,
+        ):
+            source = KeptSource(remote, documents)
             with trio.fail_after(options.timeout_s or math.inf):
                 if options.pin is None:
                     resolved = await resolve_image(source, options.platform)
                 else:
                     resolved = await resolve_pinned(source, options.pin)
             plans = plan_layers(resolved.manifest.layers, options.verify)
-            async with _open_store(options) as (store, flights), _background() as nursery:
-                engine = Engine(
-                    nursery=nursery,
-                    store=store,
-                    flights=flights,
-                    timeout_s=options.timeout_s,
-                    requests=trio.CapacityLimiter(REQUESTS_AT_ONCE),
-                    workers=trio.CapacityLimiter(WORKER_THREADS),
-                )
-                yield await _open_layers(source, resolved, plans, engine, options)
+            engine = Engine(
+                nursery=nursery,
+                store=store,
+                flights=flights,
+                timeout_s=options.timeout_s,
+                requests=trio.CapacityLimiter(REQUESTS_AT_ONCE),
+                workers=trio.CapacityLimiter(WORKER_THREADS),
+            )
+            opened = await _open_layers(source, resolved, plans, engine, options, documents)
+            await documents.trim()
+            yield opened
     except RegistryError as error:
         raise SourceUnavailableError(str(error)) from error
     except trio.TooSlowError as error:
@@ -137,31 +152,39 @@ async def _background() -> AsyncIterator[trio.Nursery]:
 
 
 @asynccontextmanager
-async def _open_store(options: MountOptions) -> AsyncIterator[tuple[ChunkStore, Flights]]:
+async def _open_store(
+    options: MountOptions,
+) -> AsyncIterator[tuple[ChunkStore, Flights, Documents]]:
     """The store that the layers share; without a usable cache folder a small one in memory."""
     try:
         folder = await DirectoryStore.open(options.cache_dir, options.cache_size_bytes)
     except CacheError as error:
         log.warning("mounting without a cache on disk: %s", error)
-        yield MemoryStore(MEMORY_STORE_BYTES), Flights(None)
+        yield MemoryStore(MEMORY_STORE_BYTES), Flights(None), Documents(None)
         return
-    with folder:
-        yield folder, Flights(folder.locks_directory)
+    with folder, ExitStack() as stack:
+        documents = None
+        try:
+            documents = stack.enter_context(DocumentFolder.open(options.cache_dir, FOLDER_NAME))
+        except CacheError as error:
+            log.warning("a restart may need the registry: %s", error)
+        yield folder, Flights(folder.locks_directory), Documents(documents)
 
 
 async def _open_layers(
-    source: ImageSource,
+    source: KeptSource,
     resolved: ResolvedImage,
     plans: Sequence[LayerPlan],
     engine: Engine,
     options: MountOptions,
+    documents: Documents,
 ) -> OpenedImage:
-    opener = _Opener(source, resolved.name, engine, options)
+    opener = _Opener(source, resolved.name, engine, options, documents)
     layers = await all_of([partial(opener.open, *item) for item in enumerate(plans, 1)])
     reports = opener.ordered_reports()
     if options.prefetch == "all":
-        for report in reports:
-            engine.nursery.start_soon(_prefetch, report.opened)
+        for layer in reports:
+            engine.nursery.start_soon(_prefetch, layer.opened)
     report = ImageReport(source, resolved, reports, engine.store, options)
     return OpenedImage(MergedTree(layers), report)
 
@@ -170,9 +193,15 @@ class _Opener:
     """Opens the layers of one image, and the blobs that belong to them."""
 
     def __init__(
-        self, source: ImageSource, name: str, engine: Engine, options: MountOptions
+        self,
+        source: ImageSource,
+        name: str,
+        engine: Engine,
+        options: MountOptions,
+        documents: Documents,
     ) -> None:
         self._source = source
+        self._documents = documents
         self._name = name
         self._engine = engine
         self._options = options
@@ -232,12 +261,23 @@ class _Opener:
         index = None if plan.index is None else await self._blob(plan.index, counters)
         number = next(self._numbers)
         context = LayerContext(number, name, self._options.verify, self._engine, self._pages)
-        opened = await open_layer(plan, blob, index, counters, context)
+        kept = [source for source in (blob, index) if source is not None]
+        try:
+            opened = await open_layer(plan, blob, index, counters, context)
+        except (ImageFormatError, VerificationError):
+            dropped = [source.give_up_kept() for source in kept]
+            if not any(dropped):
+                raise
+            # The disk may have lied: once more, from the registry.
+            opened = await open_layer(plan, blob, index, counters, context)
+        for source in kept:
+            source.opened()
         self._reports.append((position, LayerReport(plan.descriptor, opened, counters)))
         return opened.reader
 
-    async def _blob(self, descriptor: Descriptor, counters: LayerCounters) -> RegistrySource:
-        return RegistrySource(await self._source.open_blob(descriptor), counters)
+    async def _blob(self, descriptor: Descriptor, counters: LayerCounters) -> KeptSpans:
+        blob = RegistrySource(await self._source.open_blob(descriptor), counters)
+        return KeptSpans(blob, descriptor.digest, self._documents)
 
 
 @contextmanager

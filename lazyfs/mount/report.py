@@ -5,12 +5,12 @@ from dataclasses import asdict, dataclass
 
 from cache.directory import DirectoryStore
 from cache.store import ChunkStore
+from lazyfs.documents import KeptSource
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import OpenLayer
 from lazyfs.mount.options import MountOptions
 from lazyfs.resolve import ResolvedImage, pin_of
-from registry.interfaces import ImageSource
 from registry.manifest import Descriptor
 
 MAX_COUNTED_CHUNKS = 20_000
@@ -50,7 +50,7 @@ class LayerReport:
 class ImageReport:
     """An image from a registry, a folder or an archive."""
 
-    source: ImageSource
+    source: KeptSource
     resolved: ResolvedImage
     layers: Sequence[LayerReport]
     store: ChunkStore
@@ -66,6 +66,7 @@ class ImageReport:
             "image": self.resolved.name,
             "digest": str(self.resolved.descriptor.digest),
             "platform": self.resolved.platform,
+            "resolution": self.source.note,
             "verify": self.options.verify.value,
             "layers": [layer.document(self.store) for layer in self.layers],
             "totals": _totals([layer.counters for layer in self.layers]),
