@@ -162,7 +162,7 @@ def build_image(
             before = builder.data_size
             _add(builder, entry, reader)
             if borders is not None:
-                borders.add(entry.path, builder.data_size - before)
+                borders.add(entry.path, before, builder.data_size - before)
             entries += 1
         alignment = _data_alignment(builder.data_size, options.data_alignment_bytes)
         metadata = builder.finish(alignment)

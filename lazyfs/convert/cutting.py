@@ -12,7 +12,7 @@ from itertools import chain
 
 from lazyfs.model import ByteRange
 
-LARGE_BYTES = 256 << 10
+LARGE_BYTES = 128 << 10
 """A file from this size on has chunks of its own."""
 
 GROUP_BYTES = 1 << 20
@@ -52,30 +52,28 @@ class FileBorders:
     """
 
     def __init__(self) -> None:
-        """Begin with an empty image; its end is the only border."""
+        """Begin without any border."""
         self._borders = array("Q")
-        self._end = 0
 
-    def add(self, path: bytes, size_bytes: int) -> None:
-        """Take the next file.
+    def add(self, path: bytes, offset: int, size_bytes: int) -> None:
+        """Take the next file, behind the files before it.
 
         Args:
-            path: in the image; how it is written does not matter (``./a``, ``/a``).
-            size_bytes: that it takes in the image, behind the files before it.
+            path: of the file; how it is written does not matter (``./a``, ``/a``).
+            offset: where its data begin.
+            size_bytes: that they take.
         """
-        if not size_bytes:
+        if not size_bytes or (self._borders and offset < self._borders[-1]):
             return
-        begin = self._end
-        self._end += size_bytes
-        group = begin - (self._borders[-1] if self._borders else 0)
         large = size_bytes >= LARGE_BYTES
-        if large or group + size_bytes > GROUP_BYTES or _is_marked(path):
-            self._mark(begin)
+        group = offset + size_bytes - (self._borders[-1] if self._borders else offset)
+        if large or not self._borders or group > GROUP_BYTES or _is_marked(path):
+            self._mark(offset)
         if large:
-            self._mark(self._end)
+            self._mark(offset + size_bytes)
 
     def borders(self) -> Sequence[int]:
-        """Offsets from the beginning of the file data, increasing."""
+        """The borders so far, increasing."""
         return self._borders
 
     def _mark(self, offset: int) -> None:

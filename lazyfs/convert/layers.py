@@ -10,12 +10,14 @@ import trio
 
 from lazyfs.convert.build import BuildOptions, build_image
 from lazyfs.convert.documents import converted_layer
-from lazyfs.convert.images import copy_image, open_temporary
+from lazyfs.convert.imagefiles import AlignedImage
+from lazyfs.convert.images import Image, copy_image, open_temporary
 from lazyfs.convert.ingest import Build, ingest
 from lazyfs.convert.options import ConvertOptions
 from lazyfs.convert.progress import Progress, ProgressTask
 from lazyfs.convert.results import LayerOutcome, LayerResult
 from lazyfs.convert.sourcelayers import LayerKind, SourceLayer
+from lazyfs.convert.tarstream import Readable
 from lazyfs.convert.wrapping import wrap_image
 from lazyfs.errors import UnsupportedFeatureError
 from lazyfs.layer.counters import LayerCounters
@@ -135,7 +137,9 @@ class LayerConverter:
     def _build(self, layer: SourceLayer) -> Build:
         """How to make a raw image of a layer."""
         if layer.kind is not LayerKind.TAR:
-            return partial(copy_image, image_bytes=layer.image_bytes())
+            return partial(
+                _copied, image_bytes=layer.image_bytes(), aligned=self._options.file_aligned
+            )
         options = BuildOptions(file_borders=self._options.file_aligned, lowest=layer.lowest)
         if self._options.layout is Layout.CONTAINERD:
             options = BuildOptions(data_alignment_bytes=self._options.chunk_size_bytes)
@@ -155,6 +159,11 @@ class LayerConverter:
             None,
             index=layer.index,
         )
+
+
+def _copied(source: Readable, spool: BinaryIO, *, image_bytes: int | None, aligned: bool) -> Image:
+    image = copy_image(source, spool, image_bytes)
+    return AlignedImage(image) if aligned else image
 
 
 async def copy_blob(

@@ -429,6 +429,41 @@ class TestFileAlignedChunks:
         shared = sum(length for checksum, length in theirs.items() if checksum in ours)
         assert shared == -(-len(data) // 4096) * 4096
 
+    async def test_images_of_others_are_cut_at_their_files(self, tmp_path):
+        """By mkfs.erofs, compressed or not, and by ourselves in the other layout."""
+        chosen = options(file_aligned=True)
+        data = random.Random(1).randbytes(900_000)
+        folder = tmp_path / "files"
+        folder.mkdir()
+        (folder / "large").write_bytes(data)
+        for number in range(9):
+            (folder / str(number)).write_bytes(b"%d" % number * 7000)
+        shared = []
+        for words in ([], ["-zlz4"], ["-Enoinline_data"]):
+            command = ["mkfs.erofs", "--quiet", *words, tmp_path / "image", folder]
+            subprocess.run(command, check=True, capture_output=True)
+            raw = (tmp_path / "image").read_bytes()
+            store = MemoryStore()
+            store.top = put_image(store, [store.put(raw, spec.RAW)], [sha256(raw)])
+            image = await written(store, chosen)
+            assert image.image(0).rstrip(b"\0") == raw.rstrip(b"\0")
+            shared.append(set(self.chunks(image)))
+        own = await written([tars.tar(tars.file(b"x", data))], ConvertOptions())
+        again = await written(own.store, chosen)
+        shared.append(set(self.chunks(again)))
+        large = -(-len(data) // chosen.chunk_size_bytes)
+        for each in shared[1:]:
+            assert len(each & shared[0]) >= large - 1  # an image may keep the tail elsewhere
+
+    async def test_images_that_make_no_sense_are_cut_anyhow(self):
+        raw = bytearray(built(LOWER))
+        raw[1024 + 14 : 1024 + 16] = b"\xff\xff"  # the root's nid
+        raw[1024 + 8] &= ~1  # the superblock has no checksum
+        store = MemoryStore()
+        store.top = put_image(store, [store.put(bytes(raw), spec.RAW)], [sha256(bytes(raw))])
+        image = await written(store, options(file_aligned=True))
+        assert image.image(0) == bytes(raw)
+
     async def test_other_layouts_have_none(self):
         with pytest.raises(ConversionError, match="--layout erofs-spec"):
             ConvertOptions(file_aligned=True)
