@@ -2,7 +2,8 @@
 
 An upper entry hides a lower one of the same name, unless both are directories: those are
 merged. A whiteout (a character device 0:0) hides the name and is not shown itself. An
-opaque directory (``trusted.overlay.opaque`` = ``y``) hides what lower layers have in it.
+opaque directory (``trusted.overlay.opaque`` = ``y``) hides what lower layers have in it; not so
+the root of a layer, whose mark overlayfs never looks at.
 Source: the kernel's Documentation/filesystems/overlayfs.rst.
 """
 

@@ -118,12 +118,23 @@ class ErofsLayer:
                 )
         return entry._replace(file_type=file_type)
 
-    async def entries(self, directory: Nid, position: int) -> list[Entry]:
-        """Some entries from ``position``, without ``.`` and ``..``; none at the end.
+    async def parent(self, directory: Nid) -> Nid:
+        """What ``..`` of a directory says.
 
         Raises:
             NotADirectoryNodeError.
         """
+        return await self.run(self.image.parent_nid(await self.inode(directory)))
+
+    async def entries(self, directory: Nid, position: int) -> list[Entry]:
+        """Some entries from ``position``, without ``.`` and ``..``; none at the end.
+
+        A checkpoint at least, so that who reads a huge directory lets others have their turn.
+
+        Raises:
+            NotADirectoryNodeError.
+        """
+        await trio.lowlevel.checkpoint()
         inode = await self.inode(directory)
         while True:
             entries = await self.run(self.image.entries(inode, position))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from lazyfs.erofs.image import Entry
-from lazyfs.errors import ImageFormatError, NoSuchEntryError, NotADirectoryNodeError
+from lazyfs.errors import ImageFormatError, NoSuchEntryError
 from lazyfs.image.erofs_layer import ErofsLayer
 from lazyfs.image.nodes import Place, node_of, place_of
 from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, Nid, NodeId
@@ -26,8 +26,8 @@ MAX_STACKS = 1 << 16
 MAX_LISTED = 1 << 17
 """Entries of merged listings that are remembered (the newest listing always is)."""
 
-MAX_MERGED_ENTRIES = 1 << 21
-"""Entries of one merged directory; such a listing must be held in memory."""
+MAX_MERGED_ENTRIES = 1 << 19
+"""Entries of one merged directory; such a listing must be held in memory (about 200 bytes each)."""
 
 MAX_DEPTH = 2048
 """Directories on a path: a path of 4096 bytes has no more."""
@@ -56,7 +56,8 @@ class MergedTree:
         self._stacks: OrderedDict[NodeId, Stack | _Seen] = OrderedDict()
         self._listings: OrderedDict[NodeId, list[DirectoryEntry]] = OrderedDict()
         self._listed = 0
-        self._root: Stack = ()
+        places = [Place(number, layer.image.root_nid) for number, layer in enumerate(layers)]
+        self._root: Stack = tuple(reversed(places))
 
     async def lookup(self, parent: NodeId, name: bytes) -> NodeId:
         """The object that ``name`` means in a directory.
@@ -66,23 +67,18 @@ class MergedTree:
         """
         if name in (b".", b".."):
             raise NoSuchEntryError(name)
-        stack = await self._stack(parent)
-        for level, place in enumerate(stack):
-            entry = await self._entry(place, name)
-            if entry is None:
-                continue
-            found = Place(place.layer, entry.nid)
-            if await self._is_whiteout(found, entry):
-                break
-            node = node_of(found)
-            if entry.file_type == stat.S_IFDIR:
-                self._remember(node, await self._merge(found, stack[level + 1 :], name))
-            return node
-        raise NoSuchEntryError(name)
+        found = await self._child(await self._stack(parent), name)
+        if found is None:
+            raise NoSuchEntryError(name)
+        place, stack = found
+        node = node_of(place)
+        if stack:
+            self._remember(node, stack)
+        return node
 
     async def attributes(self, node: NodeId) -> Attributes:
         """What ``stat`` shows."""
-        place = await self._place(node)
+        place = self._place(node)
         attributes = (await self._layers[place.layer].inode(place.nid)).attributes()
         if stat.S_ISDIR(attributes.mode) and len(await self._stack(node)) > 1:
             return replace(attributes, nlink=MERGED_NLINK)
@@ -111,7 +107,7 @@ class MergedTree:
         Raises:
             NotAFileNodeError.
         """
-        place = await self._place(node)
+        place = self._place(node)
         return await self._layers[place.layer].read(place.nid, offset, length)
 
     async def link_target(self, node: NodeId) -> bytes:
@@ -120,18 +116,18 @@ class MergedTree:
         Raises:
             NotASymlinkNodeError.
         """
-        place = await self._place(node)
+        place = self._place(node)
         return await self._layers[place.layer].link_target(place.nid)
 
     async def xattrs(self, node: NodeId) -> Mapping[bytes, bytes]:
         """The extended attributes that are not the overlay's own."""
-        place = await self._place(node)
+        place = self._place(node)
         return visible_xattrs(await self._layers[place.layer].xattrs(place.nid))
 
-    async def _place(self, node: NodeId) -> Place:
+    def _place(self, node: NodeId) -> Place:
         """Where the object, or the topmost part of a directory, lies."""
         if node == ROOT_NODE:
-            return (await self._stack(node))[0]
+            return self._root[0]
         place = place_of(node)
         if place.layer >= len(self._layers):
             raise ImageFormatError(f"node {node} is in layer {place.layer}, which does not exist")
@@ -144,30 +140,26 @@ class MergedTree:
             NotADirectoryNodeError.
         """
         if node == ROOT_NODE:
-            if not self._root:
-                self._root = await self._merge_roots()
             return self._root
         stack = self._stacks.get(node)
-        if stack is None:
-            await self._find(node)
-        elif isinstance(stack, _Seen):
-            await self.lookup(stack.parent, stack.name)
-        else:
-            self._stacks.move_to_end(node)
-            return stack
-        stack = self._stacks.get(node)
         if not isinstance(stack, tuple):
-            raise ImageFormatError(f"node {node} is not where its layer says")
+            return await self._find(node)
+        self._stacks.move_to_end(node)
         return stack
 
-    async def _merge_roots(self) -> Stack:
-        parts = []
-        for number in reversed(range(len(self._layers))):
-            place = Place(number, self._layers[number].image.root_nid)
-            parts.append(place)
-            if await self._is_opaque(place):
-                break
-        return tuple(parts)
+    async def _child(self, stack: Stack, name: bytes) -> tuple[Place, Stack] | None:
+        """Where a name in a directory leads, with the stack of what is there if a directory."""
+        for level, place in enumerate(stack):
+            entry = await self._entry(place, name)
+            if entry is None:
+                continue
+            found = Place(place.layer, entry.nid)
+            if await self._is_whiteout(found, entry):
+                return None
+            if entry.file_type != stat.S_IFDIR:
+                return found, ()
+            return found, await self._merge(found, stack[level + 1 :], name)
+        return None
 
     async def _merge(self, found: Place, below: Sequence[Place], name: bytes) -> Stack:
         """The stack of a directory whose parent goes on with ``below`` in lower layers."""
@@ -190,36 +182,62 @@ class MergedTree:
             return None
 
     async def _is_whiteout(self, place: Place, entry: Entry) -> bool:
-        if entry.file_type != stat.S_IFCHR:
+        if entry.file_type not in (stat.S_IFCHR, 0):
             return False
         attributes = (await self._layers[place.layer].inode(place.nid)).attributes()
         return is_whiteout(attributes.mode, attributes.rdev_major, attributes.rdev_minor)
 
+    async def _is_listed_whiteout(self, place: Place, entry: Entry) -> bool:
+        """As ``_is_whiteout``; a broken inode is shown, for others must not suffer."""
+        try:
+            return await self._is_whiteout(place, entry)
+        except ImageFormatError:
+            return False
+
     async def _is_opaque(self, place: Place) -> bool:
         return is_opaque(await self._layers[place.layer].xattrs(place.nid))
 
-    async def _find(self, node: NodeId) -> None:
-        """Find a forgotten directory again: up in its layer, then down in the merged tree.
+    async def _find(self, node: NodeId) -> Stack:
+        """The stack of a directory that nobody has needed yet, or that was forgotten.
+
+        Up to where a stack is known, by what listings have shown or by ``..`` in its layer, then
+        down in the merged tree.
 
         Raises:
             NotADirectoryNodeError: it is something else.
             ImageFormatError: the layer's ``..`` entries do not lead to its root.
         """
-        place = await self._place(node)
-        layer = self._layers[place.layer]
-        if not stat.S_ISDIR((await layer.inode(place.nid)).mode):
-            raise NotADirectoryNodeError(f"node {node}")
         names: list[bytes] = []
-        nid = place.nid
-        while nid != layer.image.root_nid:
+        current = node
+        while current != ROOT_NODE and not isinstance(self._stacks.get(current), tuple):
             if len(names) == MAX_DEPTH:
-                raise ImageFormatError(f"directory nid {place.nid} lies deeper than {MAX_DEPTH}")
-            parent = (await layer.lookup(nid, b"..")).nid
-            names.append(await self._name_of(layer, parent, nid))
-            nid = parent
-        current = ROOT_NODE
+                raise ImageFormatError(f"node {node} lies deeper than {MAX_DEPTH} directories")
+            current, name = await self._above(current)
+            names.append(name)
+        stack = await self._stack(current)
         for name in reversed(names):
-            current = await self.lookup(current, name)
+            found = await self._child(stack, name)
+            if found is None:
+                break
+            place, stack = found
+            if stack:
+                self._remember(node_of(place), stack)
+        if not stack or stack[0] != place_of(node):
+            raise ImageFormatError(f"node {node} is not where its layer says")
+        return stack
+
+    async def _above(self, node: NodeId) -> tuple[NodeId, bytes]:
+        """The directory that a directory is in, and its name there."""
+        seen = self._stacks.get(node)
+        if isinstance(seen, _Seen):
+            return seen.parent, seen.name
+        place = self._place(node)
+        layer = self._layers[place.layer]
+        parent = await layer.parent(place.nid)
+        name = await self._name_of(layer, parent, place.nid)
+        if parent == layer.image.root_nid:
+            return ROOT_NODE, name
+        return node_of(Place(place.layer, parent)), name
 
     async def _name_of(self, layer: ErofsLayer, parent: Nid, child: Nid) -> bytes:
         position = 0
@@ -236,7 +254,7 @@ class MergedTree:
             shown = []
             for entry in entries:
                 place = Place(directory.layer, entry.nid)
-                if await self._is_whiteout(place, entry):
+                if await self._is_listed_whiteout(place, entry):
                     continue
                 node = node_of(place)
                 if entry.file_type == stat.S_IFDIR and node not in self._stacks:
@@ -260,7 +278,7 @@ class MergedTree:
                         continue
                     seen.add(entry.name)
                     place = Place(part.layer, entry.nid)
-                    if await self._is_whiteout(place, entry):
+                    if await self._is_listed_whiteout(place, entry):
                         continue
                     node = node_of(place)
                     if entry.file_type == stat.S_IFDIR and node not in self._stacks:
