@@ -27,6 +27,7 @@ from registry.digest import Digest
 from registry.manifest import Descriptor
 
 HEADER = 8
+HARD_LINK = 0
 NOWHERE = ByteRange(0, 0)
 
 
@@ -225,7 +226,7 @@ class Node:
 
     kind: int = stat.S_IFDIR
     data: bytes = b""
-    """Content of a file, or target of a symbolic link."""
+    """Content of a file, or target of a link."""
     mode: int = 0o755
     xattrs: Mapping[bytes, bytes] = field(default_factory=dict)
     opaque: bool = False
@@ -243,6 +244,10 @@ def directory(**fields: Any) -> Node:
 
 def link(target: bytes) -> Node:
     return Node(stat.S_IFLNK, target)
+
+
+def hard_link(target: bytes) -> Node:
+    return Node(HARD_LINK, target)
 
 
 def whiteout() -> Node:
@@ -276,6 +281,8 @@ def erofs_image(nodes: Mapping[bytes, Node]) -> bytes:
             builder.add_file(path, said, size, [ByteRange(0, size)], [node.data])
         elif node.kind == stat.S_IFLNK:
             builder.add_symlink(path, said, node.data)
+        elif node.kind == HARD_LINK:
+            builder.add_hard_link(path, node.data)
         elif node.device == (0, 0):
             builder.add_whiteout(path)
         else:
