@@ -63,6 +63,14 @@ lint: venv ## the static checks
 test: venv test-packages ## all tests (root and /dev/fuse; real registry, mounts and kernel oracles)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
+FUZZ_EXAMPLES ?= 2000
+FUZZ_MOUNTS ?= 20
+
+.PHONY: fuzz
+fuzz: venv test-packages ## break EROFS images in many ways (hours; FUZZ_EXAMPLES, FUZZ_MOUNTS: how many)
+	LAZYFS_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) LAZYFS_FUZZ_MOUNTS=$(FUZZ_MOUNTS) $(BIN)/pytest -s \
+		tests/pure/test_erofs_fuzz.py tests/io/test_erofs_corrupted.py tests/mount/test_erofs_broken.py
+
 .PHONY: check
 check: lint test ## what CI runs
 
