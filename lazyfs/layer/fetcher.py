@@ -283,11 +283,23 @@ class PieceFetcher:
     async def _in_thread(self, piece: Piece, data: bytes) -> bytes:
         return await trio.to_thread.run_sync(piece.take_in, data, limiter=self._engine.workers)
 
-    def give_up(self, piece: Piece, error: VerificationError) -> None:
-        """Count and log a piece that does not stand the proof though it was fetched anew."""
-        self._counters.verification_failures += 1
-        self._counters.failed(error)
-        self._log_failure("cannot be read", piece, error)
+    def blame(self, piece: Piece, error: VerificationError, liars: list[str]) -> None:
+        """Report who gave a piece that does not stand the proof though it was fetched anew.
+
+        Args:
+            piece: the piece.
+            error: what is wrong with it.
+            liars: who gave it so far; gets the latest one.
+
+        Raises:
+            VerificationError: ``error``, when asking once more makes no sense.
+        """
+        liars.append(self._source.distrust(piece.where))
+        if not ask_again(liars):
+            self._counters.verification_failures += 1
+            self._counters.failed(error)
+            self._log_failure("cannot be read", piece, error)
+            raise error
 
     async def _discard(self, piece: Piece) -> None:
         try:

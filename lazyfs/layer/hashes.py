@@ -61,24 +61,27 @@ class HashPieces:
                 await self._add(number)
 
     async def _add(self, number: int) -> None:
-        where, places = self._where(number), self._places(number)
+        places = self._places(number)
         data = await self._fetcher.read(places)
+        liars: list[str] = []
+        fresh = False
+        while (error := self._mismatch(number, b"".join(data))) is not None:
+            # From a rotten store or a bad answer: once more, from the registry.
+            if fresh:
+                self._fetcher.blame(places[0][0], error, liars)
+            data = [
+                (await self._fetcher.renew(piece, error))[offset : offset + length]
+                for piece, offset, length in places
+            ]
+            fresh = True
+
+    def _mismatch(self, number: int, data: bytes) -> HashBlockMismatchError | None:
+        """Give a piece to the tree, or say what is wrong with it."""
         try:
-            self.tree.add(where, b"".join(data))
+            self.tree.add(self._where(number), data)
         except HashBlockMismatchError as error:
-            mismatch = error
-        else:
-            return
-        # From a rotten store or a bad answer: once more, from the registry.
-        fresh = [
-            (await self._fetcher.renew(piece, mismatch))[offset : offset + length]
-            for piece, offset, length in places
-        ]
-        try:
-            self.tree.add(where, b"".join(fresh))
-        except HashBlockMismatchError as error:
-            self._fetcher.give_up(places[0][0], error)
-            raise
+            return error
+        return None
 
     def _numbers(self, missing: list[ByteRange]) -> list[int]:
         """The pieces over some ranges of the payload, those of upper levels first."""

@@ -10,6 +10,7 @@ Two proofs, each with a form of storage that can be proven again without the net
 So the disk is never trusted. ``--verify=fetch`` and ``off`` trust it (``StoredLayer``).
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import trio
@@ -80,20 +81,24 @@ class VerityLayer(StoredLayer):
         self._hashes.begin(first, count)
         data = await super().read_proven(*span)
         await self._hashes.ensure(first, count)
-        if self._mismatch(span.offset, data) is not None:
-            data = await self._renewed(span, data)
+        liars: list[str] = []
+        fresh = False
+        while self._mismatch(span.offset, data) is not None:
+            wrong = self._wrong_chunks(span, data)
+            if fresh:
+                self._fetcher.blame(*wrong[0], liars)
+            data = await self._renewed(span, data, wrong)
+            fresh = True
             await self._hashes.ensure(first, count)
-            for piece, error in self._wrong_chunks(span, data):
-                self._fetcher.give_up(piece, error)
-                raise error
         return data[offset - start : offset - start + length]
 
-    async def _renewed(self, span: ByteRange, data: bytes) -> bytes:
+    async def _renewed(
+        self, span: ByteRange, data: bytes, wrong: Sequence[tuple[Piece, DataBlockMismatchError]]
+    ) -> bytes:
         """Bytes of ``span``, after the chunks that are wrong in ``data`` were fetched anew.
 
-        The store has rotted or was tampered with.
+        The store has rotted or was tampered with, or unproven chunks were sent wrong.
         """
-        wrong = self._wrong_chunks(span, data)
         fresh = {piece.key: await self._fetcher.renew(piece, error) for piece, error in wrong}
         parts = []
         start = 0

@@ -19,7 +19,7 @@ from lazyfs.errors import (
     VerificationError,
 )
 from lazyfs.layer.hashes import PIECE_BYTES as HASH_PIECE_BYTES
-from lazyfs.model import VerifyMode
+from lazyfs.model import ByteRange, VerifyMode
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer, Verity
 from tests.support.layer_rig import Opened, ReadOnlyStore, RottingStore, noise, rigged
@@ -242,10 +242,31 @@ async def test_wrong_hash_blocks_are_asked_for_again(times: int | None, caplog):
             await opened.expect(0, 1 << 20)
             opened.blob.be_honest()
         await opened.expect(end - 10, 10)
-        assert opened.counters.verification_failures == (1 if times else 5)
+        assert opened.counters.verification_failures == (1 if times else 7)
         for line in messages(caplog):
             for word in ("test/image layer 1", "hash blocks", "registry.test", "wanted", "found"):
                 assert word in line
+
+
+@pytest.mark.parametrize(
+    ("layer", "place"),
+    [(BIG, BIG.tree.end - 10), (UNPROVEN, UNPROVEN.frames[6].end - 20), (VERITY, 100)],
+    ids=["hash blocks", "unproven chunk", "chunk"],
+)
+async def test_another_host_is_asked_when_one_lies_again_and_again(
+    layer: Layer, place: int, monkeypatch
+):
+    async with rigged() as rig:
+        opened = await rig.open(layer)
+        opened.blob.lie(place)
+
+        def distrust(where: ByteRange) -> str:
+            opened.blob.be_honest()
+            return "mirror.test"
+
+        monkeypatch.setattr(opened.blob, "distrust", distrust)
+        await opened.expect_all()
+        assert opened.counters.errors == 0
 
 
 async def test_rotten_hash_blocks_are_fetched_again(caplog):
