@@ -20,8 +20,8 @@ from lazyfs.interfaces import VerifiedReader
 from lazyfs.model import Nid
 from lazyfs.steps import Derive, Need, Request, Steps
 
-MAX_INODES = 8192
-"""Decoded inodes that one layer remembers."""
+MAX_INODES = 1 << 14
+"""Decoded inodes that the layers of a mount remember together (about 330 bytes each)."""
 
 IN_PLACE_BYTES = 1 << 16
 """Results up to this length are computed on the event loop: to let a thread do it takes longer
@@ -35,21 +35,48 @@ T = TypeVar("T")
 _threads: trio.lowlevel.RunVar[trio.CapacityLimiter] = trio.lowlevel.RunVar("lazyfs-derive")
 
 
-class ErofsLayer:
-    """An EROFS image over its devices, with a bounded memory of decoded inodes."""
+class InodeMemory:
+    """The most recently used inodes of all layers of a mount."""
 
-    def __init__(self, number: int, devices: Sequence[VerifiedReader], derived: Memo) -> None:
+    def __init__(self) -> None:
+        self._inodes: OrderedDict[tuple[int, Nid], Inode] = OrderedDict()
+
+    def get(self, layer: int, nid: Nid) -> Inode | None:
+        """The inode, if it is remembered."""
+        inode = self._inodes.get((layer, nid))
+        if inode is not None:
+            self._inodes.move_to_end((layer, nid))
+        return inode
+
+    def put(self, layer: int, nid: Nid, inode: Inode) -> None:
+        """Remember an inode, forgetting the least recently used one."""
+        self._inodes[layer, nid] = inode
+        if len(self._inodes) > MAX_INODES:
+            self._inodes.popitem(last=False)
+
+
+class ErofsLayer:
+    """An EROFS image over its devices."""
+
+    def __init__(
+        self,
+        number: int,
+        devices: Sequence[VerifiedReader],
+        derived: Memo,
+        inodes: InodeMemory | None = None,
+    ) -> None:
         """Describe the layer; ``open`` reads its superblock.
 
         Args:
-            number: tells the layer's results in ``derived`` from those of others.
+            number: tells what is remembered of the layer from what is of others.
             devices: the image itself, then its extra devices in the order of its table.
             derived: shared by the layers of a mount, so that its limit is the mount's.
+            inodes: likewise; None: one of its own.
         """
         self._number = number
         self._devices = list(devices)
         self._derived = derived
-        self._inodes: OrderedDict[Nid, Inode] = OrderedDict()
+        self._inodes = InodeMemory() if inodes is None else inodes
         self.image: Image
 
     async def open(self, *, flat: bool = False) -> None:
@@ -81,14 +108,10 @@ class ErofsLayer:
 
     async def inode(self, nid: Nid) -> Inode:
         """The decoded inode."""
-        inode = self._inodes.get(nid)
+        inode = self._inodes.get(self._number, nid)
         if inode is None:
             inode = await self.run(self.image.inode(nid))
-            self._inodes[nid] = inode
-            if len(self._inodes) > MAX_INODES:
-                self._inodes.popitem(last=False)
-        else:
-            self._inodes.move_to_end(nid)
+            self._inodes.put(self._number, nid, inode)
         return inode
 
     async def lookup(self, directory: Nid, name: bytes) -> Entry:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from cache.memo import Memo
 from lazyfs.errors import ImageFormatError, NoSuchEntryError, NotADirectoryNodeError
-from lazyfs.image.erofs_layer import ErofsLayer
+from lazyfs.image.erofs_layer import ErofsLayer, InodeMemory
 from lazyfs.interfaces import VerifiedReader
 from lazyfs.model import Nid
 
@@ -34,10 +34,11 @@ class RedirectingLayer(ErofsLayer):
         number: int,
         devices: Sequence[VerifiedReader],
         derived: Memo,
+        inodes: InodeMemory,
         data: Sequence[ErofsLayer],
     ) -> None:
         """As ``ErofsLayer``; ``data`` are opened images, the one to look in first first."""
-        super().__init__(number, devices, derived)
+        super().__init__(number, devices, derived, inodes)
         self._data = data
         self._known: OrderedDict[Nid, tuple[ErofsLayer, Nid] | None] = OrderedDict()
 

@@ -12,7 +12,7 @@ for the next try. Memory held: at most ``RUN_BYTES`` and one piece per request u
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import trio
@@ -20,6 +20,7 @@ import trio
 from cache.errors import CacheError
 from cache.flights import Flight, Flights
 from cache.key import ChunkKey
+from cache.memo import Memo
 from cache.store import ChunkStore
 from lazyfs.errors import (
     DeadlineExceededError,
@@ -31,10 +32,14 @@ from lazyfs.errors import (
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.model import ByteRange
+from lazyfs.verity.trusted import LEAF_LIMIT_BYTES
 from registry.retry import ask_again
 
 RUN_BYTES = 8 << 20
 """Neighbouring pieces are fetched together up to about this many bytes."""
+
+DECODED_BYTES = 32 << 20
+"""Decompressed chunks kept in memory for all layers (at least one)."""
 
 SLOWEST_BYTES_PER_S = 16 << 10
 """A fetch that is slower than this, over its whole length, is given up."""
@@ -82,6 +87,10 @@ class Engine:
     """Requests under way at once."""
     workers: trio.CapacityLimiter
     """Threads that check and decompress."""
+    leaf_bytes: int = LEAF_LIMIT_BYTES
+    """Proven leaf blocks of its hash tree that one layer keeps in memory."""
+    decoded: Memo = field(default_factory=lambda: Memo(DECODED_BYTES))
+    """Decompressed chunks, by layer and index, where the store has none in that form."""
     store_failed: bool = False
     """Whether the last write to the store failed (logged once, until it works again)."""
 

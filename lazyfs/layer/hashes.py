@@ -25,13 +25,20 @@ class HashPieces:
         verity: VerityMetadata,
         chunks: Chunks,
         fetcher: PieceFetcher,
+        leaf_bytes: int,
     ) -> None:
         """Take hash blocks from where ``verity`` says: ``chunks`` or the blob itself.
+
+        Args:
+            verity: the tree.
+            chunks: of the layer.
+            fetcher: of the layer.
+            leaf_bytes: proven leaf blocks to keep in memory.
 
         Raises:
             HashBlockMismatchError: the top of the tree does not have the root digest.
         """
-        self.tree = verity.tree()
+        self.tree = verity.tree(leaf_bytes)
         self._root_hex = verity.root_digest.hex()
         self._payload = verity.payload
         self._chunks = chunks if verity.in_content else None

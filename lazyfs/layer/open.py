@@ -121,7 +121,7 @@ def _open_seekable(
         proof = "nothing"
     elif verity is not None and (verify is VerifyMode.ALWAYS or not metadata.chunks_proven):
         chunks = chunks_as("data")
-        hashes = HashPieces(verity, chunks, fetcher)
+        hashes = HashPieces(verity, chunks, fetcher, context.engine.leaf_bytes)
         reader = VerityLayer(context.number, chunks, *common, hashes)
         proof = f"dm-verity ({verity.params.algorithm}) of each block"
         if metadata.chunks_proven:
@@ -132,8 +132,7 @@ def _open_seekable(
         )
     elif verify is VerifyMode.ALWAYS:
         chunks = chunks_as("frame")
-        workers = context.engine.workers
-        reader = FrameLayer(context.number, chunks, *common, workers)
+        reader = FrameLayer(context.number, chunks, *common, context.engine)
         proof = checks
         counters.notes.append(f"no dm-verity tree: checked by the {checks} only")
     else:

@@ -15,19 +15,15 @@ from functools import partial
 
 import trio
 
-from cache.memo import Memo
 from lazyfs.errors import DataBlockMismatchError, VerificationError
 from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.counters import LayerCounters
-from lazyfs.layer.fetcher import Piece, PieceFetcher
+from lazyfs.layer.fetcher import Engine, Piece, PieceFetcher
 from lazyfs.layer.hashes import HashPieces
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.layer.together import all_of
 from lazyfs.model import ByteRange
-
-DECODED_LIMIT_BYTES = 32 << 20
-"""Decompressed chunks that a ``FrameLayer`` remembers (at least one)."""
 
 
 class StoredLayer(PagedReader):
@@ -145,14 +141,13 @@ class FrameLayer(PagedReader):
         fetcher: PieceFetcher,
         pages: PageMemory,
         counters: LayerCounters,
-        workers: trio.CapacityLimiter,
+        engine: Engine,
     ) -> None:
         """Prove what ``fetcher`` brings by the digests of the chunk table."""
         super().__init__(number, chunks.image_size_bytes, pages, counters)
         self._chunks = chunks
         self._fetcher = fetcher
-        self._workers = workers
-        self._decoded = Memo(DECODED_LIMIT_BYTES)
+        self._engine = engine
 
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Bytes of the image, out of frames that have their SHA-512."""
@@ -160,14 +155,16 @@ class FrameLayer(PagedReader):
         if len(parts) == 1:
             index, part = parts[0]
             return (await self._chunk(index))[part.offset : part.end]
-        undecoded = [index for index, _ in parts if self._decoded.get(index) is None]
+        known = self._engine.decoded.get
+        undecoded = [index for index, _ in parts if known((self._number, index)) is None]
         self._fetcher.want(self._chunks.piece(index) for index in undecoded)
         chunks = await all_of([partial(self._chunk, index) for index, _ in parts])
         pairs = zip(chunks, parts, strict=True)
         return b"".join([chunk[part.offset : part.end] for chunk, (_, part) in pairs])
 
     async def _chunk(self, index: int) -> bytes:
-        return await self._decoded.get_or_make(index, partial(self._decode, index))
+        key = (self._number, index)
+        return await self._engine.decoded.get_or_make(key, partial(self._decode, index))
 
     async def _decode(self, index: int) -> bytes:
         piece = self._chunks.piece(index)
@@ -185,4 +182,4 @@ class FrameLayer(PagedReader):
             table.verify(index, frame)
             return table.decode(index, frame)
 
-        return await trio.to_thread.run_sync(decode, limiter=self._workers)
+        return await trio.to_thread.run_sync(decode, limiter=self._engine.workers)

@@ -19,7 +19,6 @@ import zstandard
 
 from cache.errors import CacheError
 from cache.key import ChunkKey
-from cache.memo import Memo
 from lazyfs.errors import (
     DigestMismatchError,
     ImageFormatError,
@@ -39,7 +38,6 @@ from lazyfs.seekable.mediatypes import LayerEncoding
 from registry.digest import Digest
 
 CHUNK_BYTES = 1 << 20
-DECODED_LIMIT_BYTES = 16 << 20
 MAX_IMAGE_BYTES = 1 << 40
 """An image that decodes to more is refused, so that a bomb ends somewhere."""
 
@@ -98,7 +96,6 @@ class WholeLayer(PagedReader):
         self._engine = engine
         self._name = name
         self._digests: list[bytes] = []
-        self._memory = Memo(DECODED_LIMIT_BYTES)
         self._passing = trio.Lock()
 
     async def fill(self) -> None:
@@ -140,7 +137,9 @@ class WholeLayer(PagedReader):
         first, start = divmod(offset, CHUNK_BYTES)
         last = (offset + length - 1) // CHUNK_BYTES
         chunks = [
-            await self._memory.get_or_make(index, partial(self._chunk, index))
+            await self._engine.decoded.get_or_make(
+                (self._number, index), partial(self._chunk, index)
+            )
             for index in range(first, last + 1)
         ]
         return b"".join(chunks)[start : start + length]

@@ -30,7 +30,7 @@ from lazyfs.errors import (
     SourceUnavailableError,
     VerificationError,
 )
-from lazyfs.image.erofs_layer import ErofsLayer
+from lazyfs.image.erofs_layer import ErofsLayer, InodeMemory
 from lazyfs.image.merged import MergedTree
 from lazyfs.image.nodes import MAX_LAYER
 from lazyfs.image.redirects import RedirectingLayer
@@ -62,6 +62,10 @@ WORKER_THREADS = 2
 
 MEMORY_STORE_BYTES = 64 << 20
 """Chunks kept in memory when the cache folder cannot be used."""
+
+LEAF_BYTES = 32 << 20
+LEAST_LEAF_BYTES = 512 << 10
+"""Proven leaf blocks of hash trees kept in memory, by all layers and by each of many."""
 
 DERIVED_BYTES = 24 << 20
 """Decompressed pclusters kept in memory."""
@@ -125,6 +129,7 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
                 timeout_s=options.timeout_s,
                 requests=trio.CapacityLimiter(REQUESTS_AT_ONCE),
                 workers=trio.CapacityLimiter(WORKER_THREADS),
+                leaf_bytes=max(LEAF_BYTES // len(plans), LEAST_LEAF_BYTES),
             )
             opened = await _open_layers(source, resolved, plans, engine, options, documents)
             await documents.trim()
@@ -207,6 +212,7 @@ class _Opener:
         self._options = options
         self._pages = PageMemory()
         self._derived = Memo(DERIVED_BYTES)
+        self._inodes = InodeMemory()
         self._numbers = itertools.count()
         self._reports: list[tuple[int, LayerReport]] = []
 
@@ -237,9 +243,9 @@ class _Opener:
         reader = await self._reader(what, plan, position)
         number = next(self._numbers)
         layer = (
-            RedirectingLayer(number, [reader], self._derived, data)
+            RedirectingLayer(number, [reader], self._derived, self._inodes, data)
             if data
-            else ErofsLayer(number, [reader], self._derived)
+            else ErofsLayer(number, [reader], self._derived, self._inodes)
         )
         with _naming(f"{self._name} {what}"):
             await layer.open()
