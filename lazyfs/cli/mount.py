@@ -27,16 +27,18 @@ from lazyfs.cli.options import add_hosts_dir
 from lazyfs.cli.values import format_size, seconds, size
 from lazyfs.errors import MountError
 from lazyfs.model import VerifyMode
-from lazyfs.mount.mountpoint import prepare
+from lazyfs.mount.mountpoint import prepare, resolve
 from lazyfs.mount.options import (
     DEFAULT_CACHE_SIZE_BYTES,
     DEFAULT_TIMEOUT_S,
+    ON_TIMEOUT_CHOICES,
     PREFETCH_CHOICES,
     MountOptions,
     default_cache_dir,
 )
 from lazyfs.mount.request import MountRequest, absolute_image
 from lazyfs.mount.runtime import MountState, base_folder, create_folder, sweep
+from lazyfs.mount.service import Service, begin
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,8 +91,14 @@ def _add_fetching(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         type=seconds,
         default=DEFAULT_TIMEOUT_S,
-        help="after this time a read that waits for the network fails with EIO; such as 500ms, "
-        f"30s, 2m; 0: never (default: {DEFAULT_TIMEOUT_S:g}s)",
+        help="after this time a read that waits for the network fails; such as 500ms, 30s, 2m; "
+        f"0: never (default: {DEFAULT_TIMEOUT_S:g}s)",
+    )
+    group.add_argument(
+        "--on-timeout",
+        choices=ON_TIMEOUT_CHOICES,
+        default=ON_TIMEOUT_CHOICES[0],
+        help="the error of such a read: EIO (default) or ETIMEDOUT",
     )
     group.add_argument(
         "--prefetch",
@@ -140,19 +148,30 @@ def run(args: argparse.Namespace) -> int:
         allow_other=args.allow_other,
         suid=args.suid,
         dev=args.dev,
+        on_timeout=args.on_timeout,
     )
     if (args.suid or args.dev) and os.geteuid() != 0:
         raise MountError("--suid and --dev are for root only")
+    image = absolute_image(args.image, Path.cwd())
+    service = None
+    if args.foreground:
+        service = begin(resolve(args.directory), image)
+        if service.taken_over is not None:
+            folder, lock, _ = service.taken_over
+            request = MountRequest(image, resolve(args.directory), options, folder)
+            try:
+                return _mount(request, lock, args, service)
+            finally:
+                os.close(lock)
     sweep()
     needed = (options.cache_dir, base_folder())
     mountpoint, created = prepare(args.directory, needed, create=args.mkdir)
     done = False
     try:
-        image = absolute_image(args.image, Path.cwd())
         folder, lock = create_folder(MountState(mountpoint, image, os.getpid(), time.time()))
         try:
             request = MountRequest(image, mountpoint, options, folder)
-            status = _mount(request, lock, args)
+            status = _mount(request, lock, args, service)
         finally:
             os.close(lock)
         done = True
@@ -162,18 +181,19 @@ def run(args: argparse.Namespace) -> int:
             _remove_directory(mountpoint)
 
 
-def _mount(request: MountRequest, lock: int, args: argparse.Namespace) -> int:
+def _mount(
+    request: MountRequest, lock: int, args: argparse.Namespace, service: Service | None
+) -> int:
     def show(warning: str) -> None:
         if not args.quiet:
             print(f"lazyfs mount: {warning}", file=sys.stderr)
 
     if args.quiet and not args.debug:
         logging.getLogger().setLevel(logging.ERROR)
-    if args.foreground:
+    if service is not None:
         from lazyfs.mount.foreground import serve_in_foreground
-        from lazyfs.mount.life import Custody
 
-        return serve_in_foreground(request, show, Custody())
+        return serve_in_foreground(request, show, service)
     from lazyfs.mount.start import start_in_background
 
     start_in_background(request, lock, debug=args.debug, show=show)

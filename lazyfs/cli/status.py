@@ -70,7 +70,10 @@ def _facts(document: Document) -> list[tuple[str, str]]:
         ("image", str(document["image"])),
         ("state", _state(document)),
         ("daemon", f"process {document['pid']}, up {_duration(document.get('uptime_s'))}"),
+        ("survives", _survival(_object(document.get("survival")))),
     ]
+    if document.get("resolution"):
+        facts.append(("note", str(document["resolution"])))
     if document.get("digest"):
         facts.append(("digest", f"{document['digest']} ({document.get('platform')})"))
     if totals:
@@ -89,6 +92,13 @@ def _facts(document: Document) -> list[tuple[str, str]]:
 def _state(document: Document) -> str:
     problem = document.get("problem")
     return f"{document['state']}: {problem}" if problem else str(document["state"])
+
+
+def _survival(survival: Document) -> str:
+    """Whether the mount survives the death of its daemon."""
+    text = f"{_yes_or_no(survival.get('survives'))}: {survival.get('why')}"
+    restarts = _number(survival, "restarts")
+    return f"{text}; {restarts} restarts" if restarts else text
 
 
 def _host(host: Document) -> str:

@@ -139,8 +139,9 @@ def _mount_by_helper(mountpoint: str, choice: MountChoice) -> int:
             ["-o", ",".join(sorted(choice.for_libfuse())), "--", mountpoint], theirs.fileno()
         )
         theirs.close()
-        # The flag: the device must not reach programs that we start.
-        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
     if done.returncode != 0 or not descriptors:
         reason = done.stderr.strip().replace("\n", "; ") or "fusermount3 failed"
         raise MountError(f"cannot mount on {mountpoint}: {reason}")

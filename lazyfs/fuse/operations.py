@@ -19,14 +19,21 @@ from typing import Concatenate, ParamSpec, TypeVar
 import pyfuse3
 import trio
 
-from lazyfs.errors import ImageFormatError, LazyfsError, NoSuchEntryError
+from lazyfs.errors import (
+    DeadlineExceededError,
+    ImageFormatError,
+    LazyfsError,
+    NoSuchEntryError,
+    SourceUnavailableError,
+)
 from lazyfs.fuse.adoption import Adoptable
 from lazyfs.fuse.attributes import absent_entry, bare_entry, entry_attributes
 from lazyfs.fuse.counters import Counters
 from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, errno_of, first_cause
 from lazyfs.fuse.failures import FailureLog
+from lazyfs.fuse.lateness import Lateness, LateRead
 from lazyfs.interfaces import ImageTree
-from lazyfs.model import DirectoryEntry, NodeId
+from lazyfs.model import ByteRange, DirectoryEntry, NodeId
 
 DEADLINE_SLACK_S = 2.0
 """The tree ends its own waits in time and knows better what to say; this is the back stop."""
@@ -67,16 +74,19 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
     ) -> _Answer:
         self.counters.operations[operation] += 1
         self.counters.in_flight += 1
+        began_s = trio.current_time()
         try:
             with trio.move_on_after(self.deadline_s):
                 return await method(self, node, *args, **kwargs)
-            failure: Exception = LazyfsError(f"no answer within {self.deadline_s:g} s")
+            failure: Exception = DeadlineExceededError(f"no answer within {self.deadline_s:g} s")
         except pyfuse3.FUSEError:
             raise
         except Exception as error:  # noqa: BLE001 - one that got out would end the mount
             failure = first_cause(error)
         finally:
             self.counters.in_flight -= 1
+        if isinstance(failure, SourceUnavailableError) and self._is_late(began_s):
+            failure = DeadlineExceededError(str(failure))
         raise self.answer_to(operation, NodeId(node), failure) from failure
 
     return handler
@@ -89,13 +99,20 @@ class ImageOperations(Adoptable):
     enable_writeback_cache = False
     enable_acl = True  # the kernel then obeys the image's ACLs, as with its own file systems
 
-    def __init__(self, tree: ImageTree, timeout_s: float, size_bytes: int) -> None:
+    def __init__(
+        self,
+        tree: ImageTree,
+        timeout_s: float,
+        size_bytes: int,
+        timeout_errno: int = errno.EIO,
+    ) -> None:
         """Serve ``tree``.
 
         Args:
             tree: what to serve.
             timeout_s: how long a request may wait; 0: for ever.
             size_bytes: what ``statfs`` gives as the size of the file system.
+            timeout_errno: what a request gets that has waited in vain.
         """
         super().__init__()
         self.counters = Counters()
@@ -104,7 +121,14 @@ class ImageOperations(Adoptable):
         """Set when the kernel and we have agreed on the protocol."""
         self._tree = tree
         self._size_bytes = size_bytes
+        self._timeout_s = timeout_s
+        self._timeout_errno = timeout_errno
         self._failures = FailureLog()
+        self._lateness = Lateness()
+
+    def _is_late(self, began_s: float) -> bool:
+        """Whether a request that began then has had its time, whatever ended it."""
+        return 0 < self._timeout_s <= trio.current_time() - began_s
 
     def init(self) -> None:
         """Called once, before the first request."""
@@ -116,6 +140,8 @@ class ImageOperations(Adoptable):
         if isinstance(error, pyfuse3.FUSEError):
             return error
         number = errno_of(error)
+        if isinstance(error, DeadlineExceededError):
+            number = self._timeout_errno
         if isinstance(error, ORDINARY_ANSWERS):
             return pyfuse3.FUSEError(number)
         name = errno.errorcode.get(number, str(number))
@@ -163,7 +189,21 @@ class ImageOperations(Adoptable):
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """Give file data; short only at the end of the file."""
-        data = await self._tree.read(NodeId(fh), off, size)
+        node, where = NodeId(fh), ByteRange(off, size)
+        began_s = trio.current_time()
+        if (late := self._lateness.error(node, where, began_s)) is not None:
+            raise type(late)(*late.args)  # anew: a traceback grows with each raise
+        try:
+            data = await self._tree.read(node, off, size)
+        except (LazyfsError, trio.Cancelled) as error:
+            now_s = trio.current_time()
+            failure = (
+                DeadlineExceededError("no answer a moment ago")
+                if isinstance(error, trio.Cancelled)
+                else error
+            )
+            self._lateness.note(LateRead(node, where, failure), now_s - began_s, now_s)
+            raise
         self.counters.read_bytes += len(data)
         return data
 

@@ -7,6 +7,7 @@ Otherwise, killed, it leaves both for ``lazyfs umount``. It never touches the mo
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -30,6 +31,9 @@ from lazyfs.mount.options import ImageOpener, MountedImage
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import RuntimeFolder
 from lazyfs.mount.tuning import raise_max_background, read_further_ahead
+
+TIMEOUT_ERRNOS = {"eio": errno.EIO, "etimedout": errno.ETIMEDOUT}
+"""By ``MountOptions.on_timeout``."""
 
 ANSWER_WITHIN_S = 5.0
 """How long a process that asked for the status may take to read it."""
@@ -73,7 +77,12 @@ async def serve_mount(
 async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], None]) -> None:
     request = life.request
     layers = _layers(image)
-    operations = ImageOperations(image.tree, request.options.timeout_s, _size_bytes(layers))
+    operations = ImageOperations(
+        image.tree,
+        request.options.timeout_s,
+        _size_bytes(layers),
+        TIMEOUT_ERRNOS[request.options.on_timeout],
+    )
     await _check_root(request.image, operations, image)
     if not life.taken_over:
         _warn_of_notes(layers)

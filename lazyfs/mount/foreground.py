@@ -4,15 +4,17 @@ from collections.abc import Callable
 
 import trio
 
+from lazyfs.fuse.errno_table import first_cause
 from lazyfs.mount.assemble import open_image
 from lazyfs.mount.daemon import raise_file_limit, serve_mount
 from lazyfs.mount.life import Custody, End
 from lazyfs.mount.request import MountRequest
+from lazyfs.mount.service import Service
 from lazyfs.mount.supervision import HANDED_OVER
 
 
 def serve_in_foreground(
-    request: MountRequest, show: Callable[[str], None], custody: Custody
+    request: MountRequest, show: Callable[[str], None], service: Service
 ) -> int:
     """Serve until a signal or until somebody unmounts; return the exit status.
 
@@ -26,7 +28,13 @@ def serve_in_foreground(
         show(f"serving {request.image} on {request.mountpoint}; Ctrl-C unmounts")
 
     raise_file_limit()
-    end = trio.run(serve_mount, request, open_image, announce, custody)
+    device = None if service.taken_over is None else service.taken_over.device
+    try:
+        end = trio.run(serve_mount, request, open_image, announce, Custody(service.keeper, device))
+    except Exception as error:
+        if service.keeper is not None:
+            service.keeper.status(str(first_cause(error)))
+        raise
     if end is End.UNBORN:
         raise KeyboardInterrupt
     return HANDED_OVER if end is End.HANDED_OVER else 0

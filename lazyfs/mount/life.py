@@ -16,7 +16,8 @@ from lazyfs.fuse import session
 from lazyfs.mount.keeper import Keeper
 from lazyfs.mount.mountinfo import current_mounts, top_mount
 from lazyfs.mount.request import MountRequest
-from lazyfs.mount.runtime import MountState, RuntimeFolder
+from lazyfs.mount.runtime import MountState
+from lazyfs.mount.service import descriptor_name
 from lazyfs.mount.supervision import ENDING_SIGNALS, RESTART_SIGNAL
 from lazyfs.mount.unmount import detach
 
@@ -150,8 +151,3 @@ class Life:
             )
         except MountError as error:
             log.warning("%s; ending it nevertheless", error)
-
-
-def descriptor_name(folder: RuntimeFolder) -> str:
-    """How a keeper knows the mount of a runtime folder."""
-    return f"lazyfs-{folder.path.name}"

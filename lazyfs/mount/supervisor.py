@@ -45,6 +45,7 @@ END_WITHIN_S = 9.0
 HAND_OVER_WITHIN_S = 5.0
 MAX_MESSAGE_BYTES = 64 << 10
 MAX_STATUS_CHARACTERS = 2000
+_DESCRIPTOR_BYTES = 4
 
 
 class Supervisor:
@@ -180,16 +181,24 @@ class Supervisor:
 
     def _listen(self) -> None:
         """Take in what the daemon says."""
-        while True:
+        while self._ear.fileno() >= 0:
             try:
-                message, descriptors, _, _ = socket.recv_fds(
-                    self._ear, MAX_MESSAGE_BYTES, 1, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+                # socket.recv_fds of Python 3.11 passes no flags on.
+                message, rights, _, _ = self._ear.recvmsg(
+                    MAX_MESSAGE_BYTES,
+                    socket.CMSG_SPACE(_DESCRIPTOR_BYTES),
+                    socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC,
                 )
             except OSError:  # nothing more, or its end is broken
                 return
             if not message:
                 self._ear.close()
                 return
+            descriptors = [
+                int.from_bytes(data[:_DESCRIPTOR_BYTES], sys.byteorder)
+                for level, kind, data in rights
+                if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS)
+            ]
             self._understand(message.decode(errors="replace").splitlines(), descriptors)
 
     def _understand(self, lines: list[str], descriptors: list[int]) -> None:
