@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import pytest
 
 from cache.memo import Memo
-from lazyfs.errors import LazyfsError, TruncatedRecordError
+from lazyfs.erofs.image import Extent
+from lazyfs.errors import ImageFormatError, LazyfsError, TruncatedRecordError
 from lazyfs.image.erofs_layer import ErofsLayer
 from lazyfs.image.single import SingleTree
 from lazyfs.model import ROOT_NODE, NodeId
 from tests.support.erofs_fields import some_changes
-from tests.support.erofs_files import golden_devices, golden_names
+from tests.support.erofs_files import ImageFiles, golden_devices, golden_names, sealed
 
 EXAMPLES = os.environ.get("LAZYFS_FUZZ_EXAMPLES", "6")
 
@@ -172,3 +173,39 @@ async def test_one_change_of_a_sound_image(name: str) -> None:
     assert changes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     assert peak < MOST_BYTES
+
+
+@pytest.mark.parametrize("target", [b"a/b/c", b"a/b", b"a", b"empty"])
+async def test_a_directory_is_only_where_its_parent_entry_says(target: bytes) -> None:
+    image = bytearray(golden_devices("plain-512")[0])
+    files = ImageFiles([bytes(image)])
+    directory = files.inode_at(b"a/b/c")
+    [run] = files.run(files.image.extents(directory, 0, directory.size_bytes))
+    assert isinstance(run, Extent)
+    entry = files.run(files.image.lookup(directory, b"d"))
+    at = image.index(entry.nid.to_bytes(8, "little"), run.address, run.address + run.length)
+    image[at : at + 8] = files.inode_at(target).nid.to_bytes(8, "little")
+
+    layer = ErofsLayer(0, [MemoryDevice(sealed(image))], Memo(DERIVED_BYTES))
+    await layer.open()
+    with pytest.raises(ImageFormatError, match="belongs in"):
+        await layer.lookup(directory.nid, b"d")
+    assert (await layer.lookup(files.inode_at(b"a").nid, b"b")).nid == files.inode_at(b"a/b").nid
+    found = await walk([sealed(image)])
+    assert found is not None
+    assert not any(path.startswith(b"/a/b/c/d/") for path in found.contents)
+
+
+async def test_the_root_is_nowhere_below_itself() -> None:
+    image = bytearray(golden_devices("plain-512")[0])
+    files = ImageFiles([bytes(image)])
+    root = files.run(files.image.inode(files.image.root_nid))
+    [run, *_] = files.run(files.image.extents(root, 0, root.size_bytes))
+    assert isinstance(run, Extent)
+    entry = files.run(files.image.lookup(root, b"a"))
+    at = image.index(entry.nid.to_bytes(8, "little"), run.address, run.address + run.length)
+    image[at : at + 8] = root.nid.to_bytes(8, "little")
+    layer = ErofsLayer(0, [MemoryDevice(sealed(image))], Memo(DERIVED_BYTES))
+    await layer.open()
+    with pytest.raises(ImageFormatError, match="belongs in"):
+        await layer.lookup(root.nid, b"a")
