@@ -10,11 +10,13 @@ from urllib.parse import quote
 
 from registry.attempts import Attempts
 from registry.client import RegistryClient
+from registry.digest import Digest
 from registry.endpoint import Endpoint, pull_scope
 from registry.errors import ContentError, ResponseError
 from registry.hosts import Capability
 from registry.interfaces import ImageSource
 from registry.manifest import Descriptor
+from registry.referrers import push_referrer
 from registry.source import RegistrySource
 from registry.upload import CHUNK_BYTES, NO_BODY, Data, Upload, abandon
 
@@ -122,6 +124,10 @@ class RegistryDestination:
         if reference.digest not in (None, descriptor.digest):
             raise ContentError(f"{self.name}: the image has digest {descriptor.digest}")
         await self._put_manifest(reference.tag or str(descriptor.digest), raw, descriptor)
+
+    async def push_referrer(self, raw: bytes, descriptor: Descriptor, subject: Digest) -> None:
+        """As ``registry.referrers.push_referrer``."""
+        await push_referrer(self._client, raw, descriptor, subject)
 
     async def _put_manifest(self, tag_or_digest: str, raw: bytes, descriptor: Descriptor) -> None:
         headers = {"Content-Type": descriptor.media_type}

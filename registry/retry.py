@@ -9,6 +9,8 @@ RETRIED_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 WRONG_ANSWERS_LIMIT = 4
 
+ROUNDING = 1e-6
+"""Who waited as long as he was told must not be told to wait for a trillionth of a second more."""
 BUDGET_TOKENS = 10.0
 BUDGET_TOKENS_PER_S = 1.0
 BUDGET_TOKENS_PER_SUCCESS = 0.5
@@ -73,7 +75,7 @@ class TokenBucket:
         """Take one token and return 0, or take none and return the seconds until there is one."""
         self.add(max(0.0, now - self._then) * self._tokens_per_s)
         self._then = max(now, self._then)
-        if self._tokens >= 1.0:
+        if self._tokens >= 1.0 - ROUNDING:
             self._tokens -= 1.0
             return 0.0
         return (1.0 - self._tokens) / self._tokens_per_s if self._tokens_per_s else float("inf")

@@ -26,6 +26,7 @@ from registry.mediatype import (
     OCI_INDEX,
     OCI_MANIFEST,
 )
+from registry.referrers import list_referrers
 from registry.retry import ask_again
 
 ACCEPT_MANIFESTS = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANIFEST))
@@ -117,6 +118,12 @@ class RegistrySource:
     async def open_blob(self, descriptor: Descriptor) -> RemoteBlob:
         """As ``ImageSource.open_blob``; asks the registry for nothing yet."""
         return RemoteBlob(self.client, descriptor)
+
+    async def list_referrers(
+        self, subject: Digest, artifact_type: str = ""
+    ) -> tuple[Descriptor, ...]:
+        """As ``registry.referrers.list_referrers``."""
+        return await list_referrers(self.client, subject, artifact_type)
 
     def hosts(self) -> tuple[HostStatus, ...]:
         """As ``ImageSource.hosts``."""
