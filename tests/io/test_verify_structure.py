@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from lazyfs.erofs import ondisk
-from lazyfs.erofs.image import Image, Inode, open_image
+from lazyfs.erofs.image import Encoded, Extent, Image, Inode, open_image
 from lazyfs.erofs.inode import inode_address
 from lazyfs.errors import DigestMismatchError, TruncatedRecordError
 from lazyfs.layer.contentfile import ContentFile
@@ -63,6 +63,7 @@ class Victim:
     def directory_data(self, path: str) -> int:
         """Where the first block of a directory lies."""
         (extent, *_) = run(self.image.extents(self.inode(path), 0, 1), self.read)
+        assert isinstance(extent, Extent)
         return extent.address
 
     def put(self, offset: int, value: int, size: int) -> None:
@@ -240,7 +241,7 @@ async def test_compressed_data_that_cannot_be_decompressed(trees: Path, tmp_path
     victim = victim_of(make(trees, "-zlz4"))
     inode = victim.inode("size/text")
     runs = run(victim.image.extents(inode, 0, inode.size_bytes), victim.read)
-    packed = [one for one in runs if hasattr(one, "stored_bytes")]
+    packed = [one for one in runs if isinstance(one, Encoded)]
     assert packed
     for extent in packed:
         for at in range(extent.address, extent.address + extent.stored_bytes):
