@@ -4,7 +4,6 @@ To add one: a class with ``prepare``, ``start`` and ``stop``, and a line in ``fo
 ``for_file``.
 """
 
-import contextlib
 import json
 import os
 import shutil
@@ -17,14 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.images import DebianImage, decode_layers
-from benchmarks.system import (
-    BenchmarkError,
-    kill,
-    memory_of,
-    run,
-    unmount_below,
-    wait_until,
-)
+from benchmarks.system import memory_of, run, unmount_below, wait_until
 from benchmarks.workloads import Workload
 
 LAZYFS = (sys.executable, "-m", "lazyfs")
@@ -81,10 +73,8 @@ class Contender(ABC):
         return memory_of(pid) if pid else {}
 
     def abort(self) -> None:
-        """End a workload that hangs, from another thread."""
-        pid = self.pid()
-        if pid:
-            kill(pid)
+        """End a workload that hangs, from another thread: by force, FUSE gives readers errors."""
+        run("umount", "--force", self.root, check=False)
 
 
 class Lazyfs(Contender):
@@ -153,12 +143,6 @@ class Lazyfs(Contender):
         """Unmount it, and wait for the daemon to end."""
         run(*LAZYFS, "umount", "--lazy", self.root, check=False)
         super().stop()
-
-    def pid(self) -> int | None:
-        """The daemon."""
-        with contextlib.suppress(BenchmarkError, ValueError):
-            return int(self._status()["pid"])
-        return None
 
     def facts(self) -> dict[str, float]:
         """What the daemon counts, and its memory."""

@@ -51,7 +51,7 @@ def debian_image(folder: Path) -> Iterator[DebianImage]:
     """Run a registry that has the image, and decode its layers into ``folder``."""
     with running_registry(KEPT) as registry:
         tar, seekable = f"{registry.host}/debian:tar", f"{registry.host}/debian:seekable"
-        pushed = KEPT / "pushed"
+        pushed = registry.storage / "pushed"
         if not pushed.exists():
             source = f"oci:{three_layers()}:{TAG}"
             options = ("--quiet", "--dest-tls-verify=false")

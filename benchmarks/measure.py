@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.contenders import Contender, State
-from benchmarks.system import drop_caches, interrupts_deferred, run
+from benchmarks.system import BenchmarkError, drop_caches, interrupts_deferred, run
 from benchmarks.workloads import Target, Workload
 
 WORKLOAD_WITHIN_S = 120
@@ -64,7 +64,11 @@ class Turn:
         return f"{self.suite.name}, round {self.round + 1}: {names}"
 
     def measure(self) -> Iterator[Sample]:
-        """Start the contender, do the workload twice, stop it."""
+        """Start the contender, do the workload twice, stop it.
+
+        Raises:
+            BenchmarkError: a program failed, or a read did.
+        """
         contender, workload, state = self.contender, self.workload, self.state
         try:
             contender.prepare(state)
@@ -84,6 +88,8 @@ class Turn:
                 if state is State.DISK:
                     seconds, count = _timed(lambda: workload.run(target))
                     yield self._sample(workload.name, WARM, seconds, workload.unit, count)
+        except OSError as error:
+            raise BenchmarkError(f"{self}: {error}") from error
         finally:
             with interrupts_deferred():
                 contender.stop()
