@@ -37,6 +37,8 @@ MINOR_WITHOUT_SPLICE = 13
 would cost more system calls for each; what we use of the protocol is the same in both."""
 
 NOTIFY_RESEND = 7
+UNIQUE_RESENT = 1 << 63
+"""Set by the kernel in the number of a request that it sends again."""
 STATFS_OPCODE = 17
 INIT_OPCODE = 26
 ROOT = 1

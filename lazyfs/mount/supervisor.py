@@ -43,6 +43,11 @@ END_WITHIN_S = 9.0
 """How long a daemon may take to end the mount; less than who ends a supervisor waits for it."""
 
 HAND_OVER_WITHIN_S = 5.0
+
+CRASHES_SOON_S = 5.0
+MAX_CRASHES = 3
+"""So many daemons in a row that crash within so short a time suspect the requests they had."""
+
 MAX_MESSAGE_BYTES = 64 << 10
 MAX_STATUS_CHARACTERS = 2000
 _DESCRIPTOR_BYTES = 4
@@ -77,6 +82,8 @@ class Supervisor:
         self._status = ""
         self._last_end = ""
         self._deaths = 0
+        self._served_since_s = 0.0
+        self._crashes = 0
         self._signals, wake_up = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_up, warn_on_full_buffer=False)
         for number in (*ENDING_SIGNALS, RESTART_SIGNAL):
@@ -210,6 +217,7 @@ class Supervisor:
         self._status = values.get("STATUS", self._status)[:MAX_STATUS_CHARACTERS]
         if "READY" in values and self._phase == STARTING:
             self._phase = SERVING
+            self._served_since_s = time.monotonic()
             self._was_ready = True
             self._status = ""
             self._write_report()
@@ -238,11 +246,13 @@ class Supervisor:
         if served and (self._handing_over or status == HANDED_OVER):
             self._start()
             return None
-        return self._replace(served=served)
+        return self._replace(status, served=served)
 
-    def _replace(self, *, served: bool) -> int | None:
+    def _replace(self, status: int, *, served: bool) -> int | None:
         """Another daemon after a death, unless there were too many."""
         self._deaths += 1
+        if served:
+            self._suspect_requests(status)
         pause_s = self._restarts.pause_s(served=served, now_s=time.monotonic())
         if pause_s is None:
             why = self._status or f"the last one {self._last_end}"
@@ -258,6 +268,22 @@ class Supervisor:
         else:
             self._start()
         return None
+
+    def _suspect_requests(self, status: int) -> None:
+        """After crashes in a row, fail the requests in hand: one of them may be the cause."""
+        crashed = status not in (-signal.SIGKILL, -signal.SIGTERM)  # these come from outside
+        soon = time.monotonic() - self._served_since_s < CRASHES_SOON_S
+        self._crashes = self._crashes + 1 if crashed and soon else 0
+        if self._crashes < MAX_CRASHES or self._device is None:
+            return
+        from lazyfs.fuse.refusal import refuse_resent  # only now: it costs memory
+
+        try:
+            refused = refuse_resent(self._device)
+        except OSError as error:
+            _say(f"cannot fail the requests in hand: {error}")
+        else:
+            _say(f"{self._crashes} daemons crashed at once: {refused} requests were failed (EIO)")
 
     def _is_gone(self) -> bool:
         """Whether the mount that we keep was unmounted or aborted."""

@@ -310,6 +310,8 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MemoryIm
     """Open one of ``TREES``, or fail as asked."""
     kind, _, folder = name.partition("@")
     switches = Path(folder) if folder else None
+    if switches is not None and (switches / "gone").exists():
+        raise errors.SourceUnavailableError("registry.test: gone")
     if kind == "refused":
         raise errors.PlanError("layer 3 is not EROFS")
     if kind == "bug":
