@@ -19,6 +19,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -27,6 +28,8 @@ from lazyfs.cli.options import IMAGE_HELP, access_of, add_access, add_jobs, add_
 from lazyfs.cli.progress import open_progress
 from lazyfs.cli.values import format_size, printable
 from lazyfs.localname import parse_local_image
+from lazyfs.mount.options import default_cache_dir
+from lazyfs.verify.cached import CacheOptions, verify_cached
 from lazyfs.verify.findings import Finding, Findings, LayerReport, Report
 from lazyfs.verify.image import verify_image
 from lazyfs.verify.local import verify_local
@@ -41,12 +44,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_platform(parser)
     add_jobs(parser)
     add_access(parser)
+    parser.add_argument(
+        "--cached", action="store_true", help="check what mounts have kept of it instead"
+    )
+    parser.add_argument(
+        "--repair", action="store_true", help="with --cached: remove what is rotten"
+    )
+    parser.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        type=Path,
+        default=default_cache_dir(),
+        help="with --cached: the cache folder (default: %(default)s)",
+    )
     parser.add_argument("--quiet", action="store_true", help="print only what is broken")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Verify; return the exit status."""
+    if args.repair and not args.cached:
+        args.usage_error("--repair is for --cached: nothing else can be mended here")
     report = trio.run(_verify, args)
     if args.json:
         print(json.dumps(_as_json(report), indent=2))
@@ -58,10 +77,15 @@ def run(args: argparse.Namespace) -> int:
 
 async def _verify(args: argparse.Namespace) -> Report:
     local = parse_local_image(args.image)
+    if local is not None and args.cached:
+        args.usage_error("--cached is for images whose chunks are fetched")
     with open_progress(quiet=args.quiet) as progress:
         if local is not None:
             return await verify_local(args.image, local, progress)
         async with open_source(args.image, access_of(args)) as source:
+            if args.cached:
+                options = CacheOptions(args.cache_dir, repair=args.repair)
+                return await verify_cached(source, args.platform, options, args.jobs, progress)
             return await verify_image(source, args.platform, args.jobs, progress)
 
 

@@ -12,9 +12,20 @@ from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.fetcher import Piece, PieceFetcher
 from lazyfs.layer.metadata import VerityMetadata
 from lazyfs.model import ByteRange
+from lazyfs.verity.params import VerityParams
 
 PIECE_BYTES = 64 << 10
 """Hash blocks are fetched in this unit; with SHA-512 it proves 4 MiB of data."""
+
+
+def piece_size(params: VerityParams) -> int:
+    """Bytes of each stored piece of a tree that has a place of its own in the blob."""
+    return max(PIECE_BYTES, params.hash_block_size_bytes)
+
+
+def piece_key(params: VerityParams, root_digest: bytes, number: int) -> ChunkKey:
+    """What names such a piece in the store."""
+    return ChunkKey(params.algorithm, root_digest.hex(), f"tree-{number}")
 
 
 class HashPieces:
@@ -39,11 +50,11 @@ class HashPieces:
             HashBlockMismatchError: the top of the tree does not have the root digest.
         """
         self.tree = verity.tree(leaf_bytes)
-        self._root_hex = verity.root_digest.hex()
+        self._root_digest = verity.root_digest
         self._payload = verity.payload
         self._chunks = chunks if verity.in_content else None
         self._fetcher = fetcher
-        self._piece_bytes = max(PIECE_BYTES, self.tree.params.hash_block_size_bytes)
+        self._piece_bytes = piece_size(self.tree.params)
 
     def begin(self, first_block: int, count: int) -> None:
         """Begin to fetch the hash blocks that those data blocks will need, if any."""
@@ -108,7 +119,7 @@ class HashPieces:
         in_whole = ByteRange(self._payload.offset + where.offset, where.length)
         if self._chunks is not None:
             return self._chunks.over(*in_whole)
-        key = ChunkKey(self.tree.params.algorithm, self._root_hex, f"tree-{number}")
+        key = piece_key(self.tree.params, self._root_digest, number)
         return [(Piece(key, in_whole, f"hash blocks {number}", _as_it_is), 0, where.length)]
 
 

@@ -165,6 +165,7 @@ class Assembly:
         try:
             await self._in_thread(self._take_in, index, stored)
         except VerificationError:
+            self._blob.distrust(self._table.frame(index))
             stored = await self._blob.fetch(self._table.frame(index))
             await self._in_thread(self._take_in, index, stored)
 

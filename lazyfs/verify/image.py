@@ -137,7 +137,7 @@ class _ImageCheck:
         async with trio.open_nursery() as nursery:
             for _ in range(IMAGES_AT_ONCE):
                 nursery.start_soon(some)
-        planned = {self._number(part) for plan in plans for part in _parts(plan)}
+        planned = {self._number(part) for plan in plans for part in parts_of(plan)}
         for number, layer in enumerate(self._layers, 1):
             if number not in planned:
                 report = self._report.layers[number - 1]
@@ -164,7 +164,7 @@ class _ImageCheck:
     async def _check_image(self, plan: LayerPlan, files: ExitStack) -> None:
         """Check the blobs of an EROFS image, then the images that they hold."""
         contents: Contents = {}
-        for part in _parts(plan):
+        for part in parts_of(plan):
             number = self._number(part)
             if number not in contents:
                 contents[number] = await self._check_blob(number, part, files)
@@ -212,7 +212,7 @@ class _ImageCheck:
         raise AssertionError("a plan of no layer")
 
 
-def _parts(plan: LayerPlan) -> list[LayerPlan]:
+def parts_of(plan: LayerPlan) -> list[LayerPlan]:
     """The plan and all that belong to it."""
     return [*plan.devices, *plan.data, plan]
 
