@@ -19,20 +19,20 @@ from pathlib import Path
 
 import trio
 
-from lazyfs.cli.options import access_of, add_hosts_dir
-from lazyfs.cli.values import format_size, printable, seconds
+from lazyfs.cli.options import IMAGE_HELP, access_of, add_access, add_platform
+from lazyfs.cli.values import format_size, printable
 from lazyfs.inspect import describe, describe_local, layer_of, walk
 from lazyfs.localname import parse_local_image
 from lazyfs.model import Attributes, NodeId
 from lazyfs.mount.assemble import open_image
-from lazyfs.mount.options import DEFAULT_TIMEOUT_S, MountOptions, default_cache_dir
+from lazyfs.mount.options import MountOptions, default_cache_dir
 
 Document = Mapping[str, object]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("image", metavar="IMAGE", help='see "lazyfs --help" for how to name one')
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.add_argument(
         "--chunks", action="store_true", help="list every chunk: place, size, digest"
@@ -42,18 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="list every file of the merged tree with the layer (1 is the bottom one) it is from",
     )
-    parser.add_argument(
-        "--platform",
-        metavar="OS/ARCH[/VARIANT]",
-        help="which image of an index (default: this machine's)",
-    )
-    parser.add_argument(
-        "--timeout",
-        metavar="TIME",
-        type=seconds,
-        default=DEFAULT_TIMEOUT_S,
-        help=f"how long to wait for the registry; 0: for ever (default: {DEFAULT_TIMEOUT_S:g}s)",
-    )
+    add_platform(parser)
     parser.add_argument(
         "--cache-dir",
         metavar="DIR",
@@ -61,12 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=default_cache_dir(),
         help="where --tree keeps what it fetches (default: %(default)s)",
     )
-    parser.add_argument(
-        "--plain-http",
-        action="store_true",
-        help="talk HTTP without TLS to any registry (loopback names may use it anyway)",
-    )
-    add_hosts_dir(parser)
+    add_access(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ import sys
 import time
 from pathlib import Path
 
-from lazyfs.cli.options import add_hosts_dir
+from lazyfs.cli.options import IMAGE_HELP, add_hosts_dir, add_platform
 from lazyfs.cli.values import format_size, seconds, size
 from lazyfs.errors import MountError
 from lazyfs.model import VerifyMode
@@ -43,7 +43,7 @@ from lazyfs.mount.service import Service, begin
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("image", metavar="IMAGE", help='see "lazyfs --help" for how to name one')
+    parser.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
     parser.add_argument("directory", metavar="DIR", help="where to mount it; must exist")
     parser.add_argument("--mkdir", action="store_true", help="create DIR if it does not exist")
     parser.add_argument(
@@ -51,11 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="serve the mount in this process; Ctrl-C or SIGTERM unmounts",
     )
-    parser.add_argument(
-        "--platform",
-        metavar="OS/ARCH[/VARIANT]",
-        help="which image of an index to mount (default: this machine's)",
-    )
+    add_platform(parser)
     _add_fetching(parser)
     add_hosts_dir(parser)
     _add_permissions(parser)
