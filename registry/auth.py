@@ -19,12 +19,13 @@ from registry.challenge import (
     merge_scopes,
     parse_challenges,
 )
+from registry.connections import Headers
 from registry.credentials import Credentials
 from registry.errors import DeniedError, ProtocolError, RegistryError
 from registry.httperrors import host_of
 from registry.keychain import Keychain
 from registry.replies import refusal
-from registry.wire import Headers, Wire, origin
+from registry.wire import Wire, origin
 
 EXPIRY_MARGIN_S = 10.0
 """A token is not sent any more when it is so close to its end."""

@@ -42,6 +42,8 @@ HEDGE_SHARE = 1 / 4
 """A second request is sent after this part of the time at the latest."""
 PREFIX_BYTES = 32 << 20
 """What is kept in memory of a blob that a server gives as a whole only; no more is read of it."""
+INLINE_BYTES = 256 << 10
+"""Less than this is checked at once: it takes no longer than handing it to a thread."""
 LACKS_IT_S = 60.0
 """How long a host that does not have (or give) the blob is asked last."""
 STALE_STATUSES = frozenset({400, 401, 403, 404, 410})
@@ -226,8 +228,11 @@ class RemoteBlob:
         async with aclosing(exact_body(endpoint.wire, response, wanted)) as body:
             prefix = b"".join([piece async for piece in body])
         if wanted.is_whole:
-            digest = self._descriptor.digest
-            await trio.to_thread.run_sync(verify, prefix, digest, length, self._what)
+            check = partial(verify, prefix, self._descriptor.digest, length, self._what)
+            if length > INLINE_BYTES:
+                await trio.to_thread.run_sync(check)
+            else:
+                check()
         # One at a time: memory is bounded, whatever the number of layers.
         self._client.prefixes.clear()
         self._client.prefixes[self._descriptor.digest] = prefix

@@ -9,6 +9,7 @@ import httpx
 import trio
 
 from registry.auth import Authorizer, Scopes, with_authorization
+from registry.connections import Content
 from registry.errors import ContentError, ProtocolError, ResponseError, TransportError
 from registry.health import HostHealth, HostStatus
 from registry.hosts import HostConfig
@@ -17,7 +18,7 @@ from registry.keychain import Keychain
 from registry.reference import Reference, is_loopback
 from registry.replies import REPLY_LIMIT_BYTES, refusal
 from registry.retry import RetryBudget, parse_retry_after
-from registry.wire import Content, Wire, origin
+from registry.wire import Wire, origin
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import trio
 
 from registry.attempts import may_pass
 from registry.auth import Scopes
+from registry.connections import Content
 from registry.endpoint import Endpoint
 from registry.errors import (
     ContentError,
@@ -30,7 +31,6 @@ from registry.manifest import Descriptor
 from registry.mediatype import OCTET_STREAM
 from registry.pieces import regroup
 from registry.retry import RetryPolicy
-from registry.wire import Content
 
 log = logging.getLogger(__name__)
 
@@ -168,13 +168,18 @@ class Upload:
         """How many bytes the registry has (distribution-spec, "Resuming an upload").
 
         Raises:
-            ProtocolError: it does not say, or not a number between ``start`` and ``end``.
-            RegistryError: no answer, or the upload is gone.
+            ProtocolError: it does not say, or not a number between ``start`` and ``end``; the
+                upload must begin anew.
+            RegistryError: no answer.
         """
         session = self._address()
         async with self._endpoint.request("GET", session, self._scopes, {}) as response:
             if response.status_code >= _BAD_REQUEST:
-                raise await self._endpoint.refusal(response, "state of an upload")
+                refusal = await self._endpoint.refusal(response, "state of an upload")
+                if may_pass(refusal):
+                    raise refusal
+                # Such as docker-registry 2.8, when it has got a part of a chunk.
+                raise ProtocolError(f"{self._endpoint}: an upload was lost: {refusal}")
             arrived = _RANGE.fullmatch(response.headers.get("range", ""))
             if response.status_code != _NO_CONTENT or arrived is None:
                 raise ProtocolError(f"{self._endpoint}: does not say how far an upload is")

@@ -10,51 +10,27 @@ hold everywhere:
 - ``httpx`` errors become ``TransportError`` that names the host, never the query of a URL.
 """
 
-import logging
-import os
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import Self, TypeAlias, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Self, cast
 
 import httpx
 import trio
 
-from registry.deadlines import INFINITE, SLOWEST_BYTES_PER_S, deadlines
-from registry.errors import ConfigurationError, ContentError, ProtocolError, TransportError
+from registry.connections import READING_METHODS, Connections, Content, Headers
+from registry.deadlines import SLOWEST_BYTES_PER_S, deadlines
+from registry.errors import ContentError, ProtocolError, TransportError
 from registry.hosts import HostConfig
 from registry.httperrors import host_of, http_errors
 from registry.interfaces import Access
-from registry.proxies import proxy_for
 from registry.reference import is_loopback
-from registry.tls import elsewhere_context, host_context, no_context
 
 REDIRECTS_LIMIT = 5
-REDIRECTED_METHODS = frozenset({"GET", "HEAD"})
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
-CONNECTIONS = 64
-IDLE_CONNECTIONS = 32
-IDLE_S = 60.0
-READ_BYTES = 1 << 20
 BUFFERED_PIECES = 8
 """More than the HTTP parser holds when a body is given up."""
 DRAIN_BYTES = 64 << 10
 _NO_CONTENT = 204
-
-# Reading 1 MiB at a time instead of 64 KiB makes large plain-HTTP bodies more than twice as fast.
-# The attribute is private to httpcore: where it is gone, things only get slower.
-with suppress(ImportError, AttributeError):
-    from httpcore._async.http11 import AsyncHTTP11Connection
-
-    AsyncHTTP11Connection.READ_NUM_BYTES = max(READ_BYTES, AsyncHTTP11Connection.READ_NUM_BYTES)
-
-# They log whole URLs and headers: the query of a signed URL, cookies.
-for _name in ("httpx", "httpcore"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
-
-Content: TypeAlias = bytes | AsyncIterator[bytes] | None
-Headers: TypeAlias = Sequence[tuple[str, str]]
 
 
 def origin(url: httpx.URL) -> tuple[str, str, int | None]:
@@ -69,17 +45,13 @@ class Wire:
         self.access = access
         self.deadlines = deadlines(access.timeout_s, config.dial_timeout_s if config else None)
         self._config = config or HostConfig("")
-        self._stack = AsyncExitStack()
-        self._clients: dict[tuple[str, bool, str | None], httpx.AsyncClient] = {}
+        self._connections = Connections(self._config, self.deadlines, access.user_agent)
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *exception: object) -> None:
-        await self._stack.aclose()
-
-    def _is_own(self, url: httpx.URL) -> bool:
-        return host_of(url).lower() == self._config.host
+        await self._connections.aclose()
 
     def check_target(self, url: httpx.URL, previous: httpx.URL | None = None) -> None:
         """Refuse a URL that must not be asked.
@@ -96,7 +68,7 @@ class Wire:
         if previous is not None and previous.scheme == "https":
             raise ProtocolError(f"{host_of(previous)}: sent us from HTTPS to HTTP ({host})")
         sender = f"{host_of(previous)} sent us to it: " if previous is not None else ""
-        configured = self._config.scheme == "http" and self._is_own(url)
+        configured = self._config.scheme == "http" and self._connections.is_own(url)
         if not (self.access.plain_http or configured or is_loopback(host)):
             raise ProtocolError(f"{sender}{host}: plain HTTP to another machine must be asked for")
 
@@ -120,7 +92,7 @@ class Wire:
         self.check_target(url)
         for _ in range(REDIRECTS_LIMIT + 1):
             async with self._send(method, url, headers, private, content) as response:
-                follow = response.status_code in REDIRECT_STATUSES and method in REDIRECTED_METHODS
+                follow = response.status_code in REDIRECT_STATUSES and method in READING_METHODS
                 if not follow:
                     yield response
                     return
@@ -139,9 +111,9 @@ class Wire:
         host = host_of(response.url)
         try:
             target = response.url.join(response.headers["location"])
+            self.check_target(target, response.url)  # a host may turn out to be no name at all
         except (KeyError, httpx.InvalidURL, ValueError) as error:
             raise ProtocolError(f"{host}: answer without a usable Location") from error
-        self.check_target(target, response.url)
         return target
 
     @asynccontextmanager
@@ -153,47 +125,13 @@ class Wire:
         private: Headers,
         content: Content,
     ) -> AsyncIterator[httpx.Response]:
-        client = self._client(url)
-        sent = [*private, *headers.items()]
         with http_errors(url, self.deadlines):
-            response = await self._first_answer(client, method, url, sent, content)
+            response = await self._connections.send(method, url, headers, private, content)
         try:
             yield response
             await self._drain(response)
         finally:
             await response.aclose()
-
-    async def _first_answer(
-        self,
-        client: httpx.AsyncClient,
-        method: str,
-        url: httpx.URL,
-        sent: Headers,
-        content: Content,
-    ) -> httpx.Response:
-        """Send, once more if the server had closed the connection that was kept for us."""
-        may_repeat = method in REDIRECTED_METHODS
-        while True:
-            note = _ConnectionNote()
-            request = client.build_request(
-                method,
-                url,
-                headers=sent,
-                content=content,
-                timeout=self._timeout(method),
-                extensions={"trace": note},
-            )
-            with trio.move_on_after(self._answer_limit_s(method, content)):
-                try:
-                    return await client.send(
-                        request, stream=True, auth=None, follow_redirects=False
-                    )
-                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
-                    if note.connected or not may_repeat:
-                        raise
-                    may_repeat = False
-                    continue
-            raise TransportError(f"{host_of(url)}: no complete answer in time")
 
     async def _drain(self, response: httpx.Response) -> None:
         """Read a short body that nobody wanted: only then can the connection be used again."""
@@ -205,71 +143,6 @@ class Wire:
                 async with aclosing(self.pieces(response)) as pieces:
                     async for _ in pieces:
                         pass
-
-    def _answer_wait_s(self, method: str) -> float:
-        reading = method in REDIRECTED_METHODS
-        return self.deadlines.first_byte_s if reading else self.deadlines.upload_s
-
-    def _timeout(self, method: str) -> httpx.Timeout:
-        limits = self.deadlines
-        wait_s = self._answer_wait_s(method)
-        return httpx.Timeout(
-            connect=limits.connect_s,
-            read=None if wait_s == INFINITE else wait_s,
-            write=limits.stall_s,
-            pool=limits.first_byte_s,
-        )
-
-    def _answer_limit_s(self, method: str, content: Content) -> float:
-        """How long sending and waiting for the headers may take, whatever drips in meanwhile."""
-        if not (content is None or isinstance(content, bytes)):
-            return INFINITE
-        limits = self.deadlines
-        sending_s = len(content or b"") / SLOWEST_BYTES_PER_S
-        # A connection may be waited for, then made: by TCP and by TLS.
-        return 2 * limits.connect_s + self._answer_wait_s(method) + sending_s
-
-    def _client(self, url: httpx.URL) -> httpx.AsyncClient:
-        """The client for a URL, made when it is first needed: reading CAs takes 20 ms."""
-        own = self._is_own(url)
-        proxy = proxy_for(url.scheme, url.host, url.port, os.environ)
-        key = (url.scheme, own, proxy)
-        if key not in self._clients:
-            limits = httpx.Limits(
-                max_connections=CONNECTIONS,
-                max_keepalive_connections=IDLE_CONNECTIONS,
-                keepalive_expiry=IDLE_S,
-            )
-            tls = self._tls(url.scheme, own)
-            client = httpx.AsyncClient(
-                transport=self._transport(tls, limits, proxy),
-                trust_env=False,
-                headers={"User-Agent": self.access.user_agent, "Accept-Encoding": "identity"},
-                # Cookies know no ports: what one server sets, another on this machine would get.
-                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-            )
-            self._stack.push_async_callback(client.aclose)
-            self._clients[key] = client
-        return self._clients[key]
-
-    def _tls(self, scheme: str, own: bool) -> ssl.SSLContext:
-        if scheme != "https":
-            return no_context()
-        return host_context(self._config) if own else elsewhere_context(self._config)
-
-    def _transport(
-        self, tls: ssl.SSLContext, limits: httpx.Limits, proxy: str | None
-    ) -> httpx.AsyncHTTPTransport:
-        try:
-            chosen = None if proxy is None else httpx.Proxy(proxy)
-            return httpx.AsyncHTTPTransport(
-                verify=tls, trust_env=False, limits=limits, proxy=chosen
-            )
-        except (ImportError, ValueError, httpx.InvalidURL) as error:
-            # What is wrong with it is not told: it may hold a password.
-            raise ConfigurationError(
-                "the proxy that HTTPS_PROXY, HTTP_PROXY or ALL_PROXY names cannot be used"
-            ) from error
 
     async def pieces(self, response: httpx.Response) -> AsyncGenerator[bytes, None]:
         """The body as it comes, with a limit on the time spent waiting for it.
@@ -325,19 +198,6 @@ class Wire:
                     )
                 parts.append(piece)
         return b"".join(parts)
-
-
-class _ConnectionNote:
-    """Notes whether a request needed a new connection (httpcore's ``trace`` extension)."""
-
-    __slots__ = ("connected",)
-
-    def __init__(self) -> None:
-        self.connected = False
-
-    async def __call__(self, name: str, info: object) -> None:
-        if name == "connection.connect_tcp.started":
-            self.connected = True
 
 
 async def _end(response: httpx.Response, body: AsyncGenerator[bytes, None]) -> None:
