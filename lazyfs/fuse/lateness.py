@@ -37,6 +37,7 @@ class Lateness:
         """Remember a read that failed now, after it had waited."""
         if waited_s < MEMORY_S:
             return
+        self._reads.pop(read, None)  # it goes to the end
         self._reads[read] = now_s + MEMORY_S
         if len(self._reads) > MAX_REMEMBERED:
             self._reads.popitem(last=False)

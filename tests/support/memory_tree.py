@@ -110,6 +110,8 @@ class MemoryTree:
         node = self.nodes[parent]
         if not stat.S_ISDIR(node.attributes.mode):
             raise errors.NotADirectoryNodeError
+        while name.startswith(b"held") and self._is_on("held"):
+            await trio.sleep(0.01)
         if name not in node.children:
             raise errors.NoSuchEntryError(os.fsdecode(name))
         return node.children[name]
@@ -198,6 +200,7 @@ def basic_tree(switches: Path | None) -> MemoryTree:
     )  # user::rw-, user:65279:r--, group::---, mask::r--, other::---
     tree.add("acl", stat.S_IFREG | 0o640, b"for one", {b"system.posix_acl_access": acl})
     tree.add("large", stat.S_IFREG | 0o644, bytes(range(256)) * 16384)
+    tree.add("program", stat.S_IFREG | 0o755, Path("/bin/sleep").read_bytes())
     tree.add("fail", stat.S_IFDIR | 0o755)
     for name in FAILURES:
         tree.add(f"fail/{name.decode()}", stat.S_IFREG | 0o644, b"fail:" + name, size_bytes=4096)

@@ -76,10 +76,10 @@ class Mount:
         [document] = json.loads(lazyfs("status", "--json", os.fspath(self.path)).stdout)
         return document
 
-    def wait_for_request(self) -> None:
-        """Return once a request is waiting inside the daemon."""
+    def wait_for_request(self, count: int = 1) -> None:
+        """Return once so many requests are waiting inside the daemon."""
         for _ in range(MAX_ASKING):
-            if self.status()["fuse"]["in_flight"]:
+            if self.status()["fuse"]["in_flight"] >= count:
                 return
         raise AssertionError("no request came")
 
