@@ -8,4 +8,11 @@ seekable.py  the three above -> VerifiedReader
 whole.py     a layer that must be fetched whole -> VerifiedReader
 local.py     a file of this machine -> VerifiedReader
 open.py      LayerPlan -> VerifiedReader, by as few requests as the format allows
+
+For whole layers in files (unpack, verify):
+
+contentfile.py  the file, zeros left out; placement.py: where the tree lies in it
+blockproof.py   data blocks against a tree in such a file
+contenthash.py  the digest of a content that comes in any order
+streamed.py     a blob that can only be decoded from its start
 """

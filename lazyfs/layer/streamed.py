@@ -1,21 +1,17 @@
 """A blob that can only be decoded from its start: into a file, hashed on both sides."""
 
-import gzip
 import hashlib
-import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, NamedTuple, Protocol, cast
+from collections.abc import Callable
+from typing import NamedTuple
 
 import trio
-import zstandard
 
 from lazyfs.errors import ImageFormatError
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.blocking import BlockingStream
 from lazyfs.layer.contentfile import ContentFile
+from lazyfs.layer.decoding import Readable, decoding
 from lazyfs.model import ByteRange
-from lazyfs.seekable.frames import MAX_WINDOW_BYTES
 from lazyfs.seekable.mediatypes import LayerEncoding
 
 MAX_CONTENT_BYTES = 1 << 40
@@ -38,14 +34,10 @@ class Streamed(NamedTuple):
     """Why the content ends early."""
 
 
-class _Readable(Protocol):
-    def read(self, size_bytes: int, /) -> bytes: ...
-
-
 class _Front:
     """The first bytes of a stream."""
 
-    def __init__(self, stream: _Readable, size_bytes: int) -> None:
+    def __init__(self, stream: Readable, size_bytes: int) -> None:
         self._stream = stream
         self._missing_bytes = size_bytes
 
@@ -106,7 +98,7 @@ async def decode_into(
 
 
 def _decode(
-    stream: _Readable, encoding: LayerEncoding, file: ContentFile
+    stream: Readable, encoding: LayerEncoding, file: ContentFile
 ) -> tuple[int, str, ImageFormatError | None]:
     """Size and SHA-256 of what could be decoded, and what stopped it."""
     content_hash = hashlib.sha256()
@@ -122,24 +114,3 @@ def _decode(
     except ImageFormatError as error:
         return size, content_hash.hexdigest(), error
     return size, content_hash.hexdigest(), None
-
-
-@contextmanager
-def decoding(stream: _Readable, encoding: LayerEncoding) -> Iterator[_Readable]:
-    """The decoded bytes of a blocking stream.
-
-    Raises:
-        ImageFormatError: in the block, by reading: the stream is broken.
-    """
-    try:
-        if encoding is LayerEncoding.ZSTD:
-            decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
-            yield decompressor.stream_reader(cast("IO[bytes]", stream), read_across_frames=True)
-        elif encoding is LayerEncoding.GZIP:
-            yield gzip.GzipFile(fileobj=cast("IO[bytes]", stream))
-        else:
-            yield stream
-    except zstandard.ZstdError as error:
-        raise ImageFormatError(f"not a zstd stream: {error}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ImageFormatError(f"not a gzip stream: {error}") from error

@@ -6,16 +6,12 @@ chunks lie in the store like any other, are checked against the notes when they 
 back, and are fetched again if the store has lost them.
 """
 
-import gzip
 import hashlib
 import logging
-import zlib
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import IO, Protocol, cast
 
 import trio
-import zstandard
 
 from cache.errors import CacheError
 from cache.key import ChunkKey
@@ -28,12 +24,12 @@ from lazyfs.errors import (
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.blocking import BlockingStream
 from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.decoding import Readable, decoding
 from lazyfs.layer.fetcher import Engine
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.model import ByteRange
 from lazyfs.plan import LayerPlan
-from lazyfs.seekable.frames import MAX_WINDOW_BYTES
 from lazyfs.seekable.mediatypes import LayerEncoding
 from registry.digest import Digest
 
@@ -224,10 +220,6 @@ class WholeLayer(PagedReader):
             )
 
 
-class _Readable(Protocol):
-    def read(self, size_bytes: int, /) -> bytes: ...
-
-
 class _EnoughError(Exception):
     """Ends a pass that has found its chunk."""
 
@@ -242,24 +234,14 @@ def _sha512(data: bytes) -> bytes:
 
 def _cut(stream: BlockingStream, encoding: LayerEncoding, first: int, keep: Keep) -> None:
     """Decode a blocking stream and hand its chunks to the event loop; runs in a thread."""
-    reader: _Readable = stream
-    if encoding is LayerEncoding.ZSTD:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES)
-        reader = decompressor.stream_reader(cast("IO[bytes]", stream), read_across_frames=True)
-    elif encoding is LayerEncoding.GZIP:
-        reader = gzip.GzipFile(fileobj=cast("IO[bytes]", stream))
     index = first
-    try:
+    with decoding(stream, encoding) as reader:
         while chunk := _read_full(reader):
             trio.from_thread.run(keep, index, chunk)
             index += 1
-    except zstandard.ZstdError as error:
-        raise ImageFormatError(f"not a zstd stream: {error}") from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ImageFormatError(f"not a gzip stream: {error}") from error
 
 
-def _read_full(reader: _Readable) -> bytes:
+def _read_full(reader: Readable) -> bytes:
     """The next chunk, short only at the end."""
     parts = []
     have = 0
