@@ -20,6 +20,7 @@ from registry.files import FolderMembers, OpenFiles
 from registry.hostfiles import find_hosts
 from registry.interfaces import Access, ImageDestination, ImageSource
 from registry.layout import LayoutDestination, LayoutSource
+from registry.names import use_names
 from registry.push import RegistryDestination
 from registry.reference import LocalName, Reference, Transport, parse_image_name
 from registry.source import RegistrySource
@@ -37,6 +38,7 @@ async def open_client(
     Raises:
         ConfigurationError: that configuration cannot be used.
     """
+    use_names()
     hosts = await trio.to_thread.run_sync(find_hosts, reference, access.hosts_dirs)
     async with AsyncExitStack() as stack:
         endpoints = []

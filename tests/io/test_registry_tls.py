@@ -2,12 +2,15 @@
 
 import socket
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+from registry import names as names_module
 from registry.digest import Digest
 from registry.errors import ConfigurationError, ProtocolError, TransportError
 from registry.interfaces import Access
@@ -324,3 +327,53 @@ async def test_a_kept_connection_that_the_server_has_closed_costs_nothing(autoju
             assert trio.current_time() == began
             assert source.hosts()[0].failures == 0
             assert len(registry.ranges()) == 10
+
+
+async def test_names_are_remembered_for_when_nobody_answers(monkeypatch, mock_clock):
+    answers = [[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 1))]]
+    asked: list[object] = []
+
+    def look_up(host, port, *rest):
+        asked.append(host)
+        if not answers:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return answers[-1]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    resolver = names_module.Names()
+    for _ in range(3):
+        assert await resolver.getaddrinfo(b"a.example", 1) == answers[-1]
+    assert len(asked) == 1
+    mock_clock.jump(names_module.FRESH_S)
+    answers.append([(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.2", 1))])
+    last = await resolver.getaddrinfo(b"a.example", 1)
+    assert last == answers[-1]
+    answers.clear()
+    mock_clock.jump(names_module.FRESH_S)
+    assert await resolver.getaddrinfo(b"a.example", 1) == last
+    with pytest.raises(socket.gaierror):
+        await resolver.getaddrinfo(b"b.example", 1)
+
+
+async def test_a_name_server_that_hangs_leaves_threads_for_others(monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *question: gate.wait(60))
+    try:
+        resolver = names_module.Names()
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(resolver.getaddrinfo, b"%d.example" % number, 1)
+            await trio.testing.wait_all_tasks_blocked()
+            limiter = trio.to_thread.current_default_thread_limiter()
+            assert limiter.borrowed_tokens == 0
+            assert await trio.to_thread.run_sync(int, "7") == 7
+            nursery.cancel_scope.cancel()
+    finally:
+        gate.set()
+
+
+async def test_a_resolver_of_the_program_is_kept():
+    mine = Names({})
+    trio.socket.set_custom_hostname_resolver(mine)
+    async with open_source("registry.example/a:b", Access(hosts_dirs=())):
+        assert trio.socket.set_custom_hostname_resolver(None) is mine
