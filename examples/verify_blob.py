@@ -9,7 +9,7 @@ them nothing proves the table itself, so this shows that a blob is whole, not wh
 import sys
 from pathlib import Path
 
-from lazyfs.seekable.chunktable import decode_table
+from lazyfs.seekable.tables import decode_table
 from lazyfs.seekable.frames import decompress_chunk, verify_frame
 from lazyfs.seekable.walk import find_metadata
 from lazyfs.steps import run
@@ -23,7 +23,7 @@ def main(path: str) -> None:
         raise SystemExit(f"{path}: no chunk table")
     table = decode_table(
         blob[found.chunk_table.offset + 8 : found.chunk_table.end],
-        table_offset=found.chunk_table.offset,
+        chunks_end=found.chunk_table.offset,
     )
     for index in range(len(table)):
         where = table.frame(index)
@@ -32,7 +32,7 @@ def main(path: str) -> None:
         if digest is not None:
             verify_frame(frame, digest)
         decompress_chunk(frame, table.chunk(index).length)
-    print(f"{path}: {len(table)} chunks, {table.image_size_bytes} bytes of image, all good")
+    print(f"{path}: {len(table)} chunks, {table.content_size_bytes} bytes of image, all good")
 
 
 if __name__ == "__main__":
