@@ -18,7 +18,9 @@ from lazyfs.steps import run
 def main(path: str) -> None:
     """Print one line for the blob; an error ends the program."""
     blob = Path(path).read_bytes()
-    found = run(find_metadata(len(blob)), lambda need: blob[need.offset :][: need.length])
+    found = run(
+        find_metadata(len(blob)), lambda need: blob[need.offset : need.offset + need.length]
+    )
     if found is None:
         raise SystemExit(f"{path}: no chunk table")
     table = decode_table(
