@@ -169,6 +169,21 @@ class PieceFetcher:
         """Begin to fetch those of ``pieces`` that the store lacks; returns at once."""
         self.begin(piece for piece in pieces if not self._engine.store.contains(piece.key))
 
+    async def have(self, pieces: Sequence[Piece]) -> None:
+        """Fetch those of ``pieces`` that the store lacks.
+
+        Raises:
+            As for ``read``.
+
+        Cancelled: as for ``read``.
+        """
+        missing = [piece for piece in pieces if not self._engine.store.contains(piece.key)]
+        self.begin(missing)
+        flights = [self._engine.flights.flying(piece.key) for piece in missing]
+        for piece, flight in zip(missing, flights, strict=True):
+            await self._arrival(flight, piece, 0, 0)
+        await trio.lowlevel.checkpoint()
+
     async def renew(self, piece: Piece, why: VerificationError) -> bytes:
         """Replace a stored piece that does not stand the proof; once, however many found out.
 

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 
+import trio
+
 from lazyfs.errors import TruncatedRecordError
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.pages import PAGE_BYTES, PageMemory
@@ -25,6 +27,14 @@ class PagedReader(ABC):
     @abstractmethod
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` proven bytes; the range is inside the image and not empty."""
+
+    async def have(self, offset: int, length: int) -> None:
+        """Have in the store what a range inside the image needs, where that is fetched in parts.
+
+        Raises:
+            VerificationError, ImageFormatError, SourceUnavailableError: it cannot be had.
+        """
+        await trio.lowlevel.checkpoint()
 
     def read_nowait(self, offset: int, length: int) -> bytes | None:
         """The bytes if one remembered page holds them all; never blocks."""

@@ -46,6 +46,10 @@ class StoredLayer(PagedReader):
         """Bytes of the image, as the store has them."""
         return b"".join(await self._fetcher.read(self._chunks.over(offset, length)))
 
+    async def have(self, offset: int, length: int) -> None:
+        """See ``PagedReader.have``."""
+        await self._fetcher.have([piece for piece, _, _ in self._chunks.over(offset, length)])
+
 
 class VerityLayer(StoredLayer):
     """Every data block is checked against the dm-verity tree before it is served."""
@@ -87,6 +91,14 @@ class VerityLayer(StoredLayer):
             fresh = True
             await self._hashes.ensure(first, count)
         return data[offset - start : offset - start + length]
+
+    async def have(self, offset: int, length: int) -> None:
+        """See ``PagedReader.have``; the hash blocks too."""
+        first = offset // self._block
+        count = -(-(offset + length) // self._block) - first
+        self._hashes.begin(first, count)
+        await super().have(offset, length)
+        await self._hashes.ensure(first, count)
 
     async def _renewed(
         self, span: ByteRange, data: bytes, wrong: Sequence[tuple[Piece, DataBlockMismatchError]]
@@ -161,6 +173,10 @@ class FrameLayer(PagedReader):
         chunks = await all_of([partial(self._chunk, index) for index, _ in parts])
         pairs = zip(chunks, parts, strict=True)
         return b"".join([chunk[part.offset : part.end] for chunk, (_, part) in pairs])
+
+    async def have(self, offset: int, length: int) -> None:
+        """See ``PagedReader.have``."""
+        await self._fetcher.have([piece for piece, _, _ in self._chunks.over(offset, length)])
 
     async def _chunk(self, index: int) -> bytes:
         key = (self._number, index)

@@ -39,9 +39,10 @@ from lazyfs.interfaces import ImageTree
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.fetcher import Engine
 from lazyfs.layer.local import LocalFile
-from lazyfs.layer.open import LayerContext, OpenLayer, open_layer
+from lazyfs.layer.open import LayerContext, open_layer
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
+from lazyfs.layer.prefetch import prefetch
 from lazyfs.layer.source import RegistrySource
 from lazyfs.layer.together import all_of
 from lazyfs.localname import parse_local_image
@@ -69,9 +70,6 @@ LEAST_LEAF_BYTES = 512 << 10
 
 DERIVED_BYTES = 24 << 20
 """Decompressed pclusters kept in memory."""
-
-PREFETCH_BYTES = 8 << 20
-"""The background fetch asks for the image in steps of this length."""
 
 log = logging.getLogger(__name__)
 
@@ -188,10 +186,12 @@ async def _open_layers(
     layers = await all_of([partial(opener.open, *item) for item in enumerate(plans, 1)])
     reports = opener.ordered_reports()
     if options.prefetch == "all":
-        for layer in reports:
-            engine.nursery.start_soon(_prefetch, layer.opened)
+        engine.nursery.start_soon(prefetch, [layer.opened.reader for layer in reports])
     report = ImageReport(source, resolved, reports, engine.store, options)
-    return OpenedImage(MergedTree(layers), report)
+    # A single layer is a file system of its own: as when the kernel mounts it, it shows its
+    # whiteouts and overlay attributes, which would hide something only in a stack.
+    tree = SingleTree(layers[0]) if len(layers) == 1 else MergedTree(layers)
+    return OpenedImage(tree, report)
 
 
 class _Opener:
@@ -293,17 +293,6 @@ def _naming(what: str) -> Iterator[None]:
         yield
     except LazyfsError as error:
         raise type(error)(f"{what}: {error}") from error
-
-
-async def _prefetch(opened: OpenLayer) -> None:
-    """Read a whole layer once, in the background; what fails is left to those who want it."""
-    size = opened.reader.size_bytes
-    for offset in range(0, size, PREFETCH_BYTES):
-        try:
-            await opened.reader.read(offset, min(PREFETCH_BYTES, size - offset))
-        except LazyfsError as error:
-            log.warning("background fetch stops: %s", error)
-            return
 
 
 @asynccontextmanager

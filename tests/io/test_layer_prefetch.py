@@ -1,0 +1,84 @@
+"""All of an image in the background: it comes, it is not read back, and reads go first."""
+
+import logging
+
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+import lazyfs.layer.prefetch
+from lazyfs.layer.prefetch import prefetch
+from lazyfs.layer.seekable import FrameLayer, VerityLayer
+from lazyfs.model import VerifyMode
+from tests.support import layer_builder as build
+from tests.support.layer_builder import Verity
+from tests.support.layer_rig import noise, rigged
+
+CHUNK = 65536
+IMAGE = noise(10 * CHUNK + 100)
+FORMS = [
+    build.seekable(IMAGE, CHUNK, Verity(512)),
+    build.seekable(IMAGE, CHUNK, None),
+    build.spec_seekable(IMAGE, CHUNK),
+    build.raw(IMAGE),
+    build.zstd(IMAGE),
+]
+
+
+async def test_everything_comes_and_the_source_is_needed_no_more(monkeypatch):
+    monkeypatch.setattr(lazyfs.layer.prefetch, "STEP_BYTES", 3 * CHUNK)
+    async with rigged() as rig:
+        layers = [await rig.open(layer) for layer in FORMS]
+        layers.append(await rig.open(FORMS[0], VerifyMode.FETCH))
+        await prefetch([layer.reader for layer in layers])
+        for layer in layers:
+            layer.blob.down = True
+            await layer.expect_all()
+
+
+async def test_what_is_there_is_neither_fetched_nor_read():
+    async with rigged() as rig:
+        layer = await rig.open(FORMS[0])
+        await layer.expect_all()
+        layer.blob.forget()
+        hits = rig.store.statistics().hits
+        read = layer.counters.read_bytes
+        await prefetch([layer.reader])
+        assert layer.blob.requests == []
+        assert rig.store.statistics().hits == hits
+        assert layer.counters.read_bytes == read
+
+
+async def test_a_layer_that_fails_does_not_keep_others_from_coming(caplog, monkeypatch):
+    monkeypatch.setattr(lazyfs.layer.prefetch, "STEP_BYTES", CHUNK)
+    async with rigged() as rig:
+        broken, whole = await rig.open(FORMS[0]), await rig.open(build.seekable(noise(CHUNK, 1)))
+        broken.blob.down = True
+        await prefetch([broken.reader, whole.reader])
+        assert len(broken.blob.requests) <= 2 * lazyfs.layer.prefetch.STEPS_AT_ONCE
+        whole.blob.down = True
+        await whole.expect_all()
+        broken.blob.down = False
+        await broken.expect_all()
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert 1 <= len(warnings) <= lazyfs.layer.prefetch.STEPS_AT_ONCE
+
+
+async def test_reads_do_not_wait_for_it(monkeypatch):
+    monkeypatch.setattr(lazyfs.layer.prefetch, "STEP_BYTES", CHUNK)
+    async with rigged() as rig:
+        rig.engine.requests.total_tokens = 4
+        slow = [await rig.open(build.seekable(noise(10 * CHUNK, n), CHUNK, None)) for n in range(9)]
+        quick = await rig.open(FORMS[1])
+        gates = [layer.blob.stall_at() for layer in slow]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(prefetch, [layer.reader for layer in slow])
+            await wait_all_tasks_blocked()
+            assert rig.engine.requests.borrowed_tokens == lazyfs.layer.prefetch.STEPS_AT_ONCE
+            await quick.expect_all()
+            for go in gates:
+                go()
+        for layer in slow:
+            assert isinstance(layer.reader, FrameLayer)
+            assert not isinstance(layer.reader, VerityLayer)
+            layer.blob.down = True
+            await layer.expect_all()
