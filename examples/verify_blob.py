@@ -9,8 +9,8 @@ them nothing proves the table itself, so this shows that a blob is whole, not wh
 import sys
 from pathlib import Path
 
-from lazyfs.seekable.tables import decode_table
 from lazyfs.seekable.frames import decompress_chunk, verify_frame
+from lazyfs.seekable.tables import decode_table
 from lazyfs.seekable.walk import find_metadata
 from lazyfs.steps import run
 

@@ -182,6 +182,7 @@ def test_a_hanging_daemon_is_replaced_by_hand(tmp_path):
 def test_nothing_is_left_of_many_daemons(tmp_path):
     with mounted("basic", tmp_path) as mount:
         supervisor = supervisor_of(mount)
+        daemon = mount.pid
         for _ in range(5):
             kill_daemon(mount.folder)
             daemon = next_daemon(mount.path, mount.folder)

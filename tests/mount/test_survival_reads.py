@@ -86,7 +86,7 @@ def test_an_archive_of_the_tree_is_the_same(image: ConvertedImage, tmp_path: Pat
     when = random.Random(2)
 
     def archive(tree: Path, *, kills: int, folder: Path | None = None) -> str:
-        command = ["tar", "-C", tree, "--sort=name", "-cf", "-", "."]
+        command: list[str | Path] = ["tar", "-C", tree, "--sort=name", "-cf", "-", "."]
         digest = hashlib.sha256()
         received = 0
         with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as tar:
@@ -147,6 +147,7 @@ def test_fifty_kills_in_a_row(tmp_path):
         supervisor = process_of(mount.folder, roles.SUPERVISOR)
         assert supervisor is not None
         at_first = None
+        daemon = mount.pid
         with open(mount.path / "large", "rb", buffering=0) as file:
             for number in range(KILLS_IN_A_ROW):
                 kill_daemon(mount.folder)

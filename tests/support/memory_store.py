@@ -14,6 +14,7 @@ import trio
 
 from registry.digest import Digest
 from registry.errors import ContentError, NotFoundError, TransportError
+from registry.health import HostStatus
 from registry.interfaces import ImageSource
 from registry.manifest import Descriptor, decode, describe, verify_content
 from registry.mediatype import OCI_CONFIG, OCI_INDEX, OCI_LAYER_TAR_GZIP, OCI_MANIFEST
@@ -80,6 +81,9 @@ class MemoryStore:
         self.opened.append(descriptor.digest)
         return MemoryBlob(self, self._find(descriptor), descriptor.size_bytes)
 
+    def hosts(self) -> tuple[HostStatus, ...]:
+        return ()
+
     async def has_blob(self, descriptor: Descriptor) -> bool:
         await trio.lowlevel.checkpoint()
         return descriptor.digest in self.content
@@ -131,6 +135,9 @@ class MemoryBlob:
     async def fetch(self, offset: int, length: int) -> bytes:
         await trio.lowlevel.checkpoint()
         return self._raw[offset : offset + length]
+
+    def distrust(self, offset: int, length: int) -> str:
+        return self.origin
 
     @asynccontextmanager
     async def stream(self, offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
