@@ -67,7 +67,8 @@ async def test_reads_do_not_wait_for_it(monkeypatch):
     monkeypatch.setattr(lazyfs.layer.prefetch, "STEP_BYTES", CHUNK)
     async with rigged() as rig:
         rig.engine.requests.total_tokens = 4
-        slow = [await rig.open(build.seekable(noise(10 * CHUNK, n), CHUNK, None)) for n in range(9)]
+        images = [noise(10 * CHUNK, seed) for seed in range(1, 10)]
+        slow = [await rig.open(build.seekable(image, CHUNK, None)) for image in images]
         quick = await rig.open(FORMS[1])
         gates = [layer.blob.stall_at() for layer in slow]
         async with trio.open_nursery() as nursery:
