@@ -17,7 +17,9 @@ Examples:
 
 import argparse
 import json
+import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -25,14 +27,16 @@ import trio
 from lazyfs.cli.options import access_of, add_hosts_dir
 from lazyfs.cli.progress import open_progress
 from lazyfs.cli.values import format_size, seconds, size
+from lazyfs.convert.ledger import Ledger
 from lazyfs.convert.options import DEFAULT_BLOCK_BYTES, DEFAULT_CHUNK_BYTES, ConvertOptions
 from lazyfs.convert.pipeline import convert_image
 from lazyfs.convert.results import ConversionResult, LayerResult
 from lazyfs.errors import ConversionError
+from lazyfs.mount.options import default_cache_dir
 from lazyfs.seekable.frames import DEFAULT_LEVEL
 from lazyfs.seekable.mediatypes import Layout
 from registry.errors import InvalidReferenceError
-from registry.interfaces import DEFAULT_TIMEOUT_S, Access
+from registry.interfaces import DEFAULT_TIMEOUT_S
 from registry.platforms import Platform, parse_platform
 from registry.transports import open_destination, open_source
 
@@ -100,6 +104,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "several an index (default: all)",
     )
     parser.add_argument(
+        "--cache-dir",
+        type=Path,
+        metavar="DIR",
+        default=default_cache_dir(),
+        help="where it is noted what became of which layer, so that a layer that the destination "
+        "still has is not converted again (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-cache", action="store_true", help="convert every layer, and note nothing"
+    )
+    parser.add_argument(
         "--plain-http", action="store_true", help="speak HTTP without TLS to any registry"
     )
     add_hosts_dir(parser)
@@ -118,8 +133,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert; return the exit status."""
     options = _options(args)
+    if args.quiet:
+        logging.getLogger().setLevel(logging.ERROR)
     access = access_of(args)
-    result = trio.run(_convert, args.source, args.destination, access, options, args.quiet)
+    ledger = None if args.no_cache else Ledger(args.cache_dir.absolute() / "conversions")
+
+    async def convert() -> ConversionResult:
+        with open_progress(quiet=args.quiet) as progress:
+            async with (
+                open_source(args.source, access) as source,
+                open_destination(args.destination, access) as destination,
+            ):
+                return await convert_image(source, destination, options, progress, ledger)
+
+    result = trio.run(convert)
     if args.json:
         print(json.dumps(_as_json(result), indent=2))
     elif not args.quiet:
@@ -143,17 +170,6 @@ def _options(args: argparse.Namespace) -> ConvertOptions:
     except ConversionError as error:
         args.usage_error(str(error))
         raise AssertionError("a usage error ends the process") from error
-
-
-async def _convert(
-    source_name: str, destination_name: str, access: Access, options: ConvertOptions, quiet: bool
-) -> ConversionResult:
-    with open_progress(quiet=quiet) as progress:
-        async with (
-            open_source(source_name, access) as source,
-            open_destination(destination_name, access) as destination,
-        ):
-            return await convert_image(source, destination, options, progress)
 
 
 def _platform(text: str) -> Platform:

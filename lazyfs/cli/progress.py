@@ -59,10 +59,13 @@ class _LineTask:
         self._label = label
 
     def stage(self, name: str, total_bytes: int) -> None:
-        print(f"{self._label}: {name} {format_size(total_bytes)}", file=sys.stderr)
+        self._say(f"{name} {format_size(total_bytes)}")
 
     def advance(self, count_bytes: int) -> None:
         pass
 
     def finish(self) -> None:
-        print(f"{self._label}: done", file=sys.stderr)
+        self._say("done")
+
+    def _say(self, what: str) -> None:
+        sys.stderr.write(f"{self._label}: {what}\n")  # in one piece, whatever interrupts it

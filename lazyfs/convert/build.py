@@ -5,17 +5,18 @@ So file data goes to a spool as it comes, the metadata behind it, and ``BuiltIma
 two in their right order. Nothing is unpacked and nothing is written twice.
 """
 
-import stat
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from lazyfs.convert.below import NOTHING_BELOW, Below, Lookups, add_entry, fill_gaps
 from lazyfs.convert.cutting import FileBorders
 from lazyfs.convert.images import read_at
-from lazyfs.convert.tarstream import EntryKind, Readable, TarEntry, TarReader
-from lazyfs.erofs.build.builder import EntryAttributes, ImageBuilder
+from lazyfs.convert.tarstream import Readable, TarEntry, TarReader
+from lazyfs.erofs.build.builder import ImageBuilder
+from lazyfs.erofs.build.lower import LowerNames
 from lazyfs.erofs.build.metadata import BLOCK_SIZE
 from lazyfs.erofs.build.paths import shown
 from lazyfs.errors import ConversionError
@@ -26,12 +27,6 @@ OPAQUE_MARKER = b".wh..wh..opq"
 
 CHUNKS_FOR_METADATA_APART = 8
 """With file data for this many chunks, the first of them begins at a chunk's border."""
-
-_SPECIAL = {
-    EntryKind.CHARACTER_DEVICE: stat.S_IFCHR,
-    EntryKind.BLOCK_DEVICE: stat.S_IFBLK,
-    EntryKind.FIFO: stat.S_IFIFO,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +53,8 @@ class BuildStatistics:
     metadata_bytes: int
     dropped_xattrs: int
     """Extended attributes of name spaces that EROFS does not have."""
+    lookups: Lookups | None = None
+    """What was asked of the layers below, for the tar leaves it open."""
 
 
 class BuiltImage:
@@ -139,6 +136,8 @@ def build_image(
     spool: BinaryIO,
     on_progress: Callable[[int], None] | None = None,
     options: BuildOptions = BuildOptions(),
+    below: Below = NOTHING_BELOW,
+    on_names: Callable[[LowerNames], None] | None = None,
 ) -> BuiltImage:
     """Convert a layer's tar stream; blocking, for a worker thread.
 
@@ -148,6 +147,8 @@ def build_image(
             if there is none.
         on_progress: told the bytes of the tar that were read so far, about every MiB.
         options: what the image depends on beside the tar.
+        below: the layers below, for what the tar leaves open.
+        on_names: told what layers above may ask this one.
 
     Raises:
         ConversionError: the tar is damaged or holds what an image cannot.
@@ -164,6 +165,9 @@ def build_image(
             if borders is not None:
                 borders.add(entry.path, before, builder.data_size - before)
             entries += 1
+        if on_names is not None:
+            on_names(builder.names())
+        lookups = fill_gaps(builder, below)
         alignment = _data_alignment(builder.data_size, options.data_alignment_bytes)
         metadata = builder.finish(alignment)
         spool.write(metadata)
@@ -171,7 +175,9 @@ def build_image(
     except BaseException:
         spool.close()
         raise
-    statistics = BuildStatistics(entries, builder.data_size, len(metadata), builder.dropped_xattrs)
+    statistics = BuildStatistics(
+        entries, builder.data_size, len(metadata), builder.dropped_xattrs, lookups
+    )
     return BuiltImage(spool, statistics, borders.borders() if borders is not None else ())
 
 
@@ -183,22 +189,13 @@ def _data_alignment(data_size_bytes: int, chunk_size_bytes: int) -> int:
 
 def _add(builder: ImageBuilder, entry: TarEntry, reader: TarReader) -> None:
     path = entry.path
-    attributes = EntryAttributes(entry.mode, entry.uid, entry.gid, entry.mtime_ns, entry.xattrs)
     parent, slash, name = path.rstrip(b"/").rpartition(b"/")
     if b"/" + META_PREFIX in b"/" + parent:
         return  # what AUFS keeps for itself
     if name.startswith(WHITEOUT_PREFIX):
         _add_whiteout(builder, parent + slash, name)
-    elif entry.kind is EntryKind.FILE:
-        builder.add_file(path, attributes, entry.size_bytes, entry.segments, reader.data())
-    elif entry.kind is EntryKind.DIRECTORY:
-        builder.add_directory(path, attributes)
-    elif entry.kind is EntryKind.SYMLINK:
-        builder.add_symlink(path, attributes, entry.link_target)
-    elif entry.kind is EntryKind.HARD_LINK:
-        builder.add_hard_link(path, entry.link_target)
     else:
-        builder.add_special(path, attributes, _SPECIAL[entry.kind], entry.major, entry.minor)
+        add_entry(builder, path, entry, reader.data())
 
 
 def _add_whiteout(builder: ImageBuilder, parent: bytes, name: bytes) -> None:

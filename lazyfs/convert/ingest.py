@@ -5,7 +5,7 @@ it decodes to against the configuration's diff ID, and only then is there an ima
 """
 
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import trio
 
@@ -17,6 +17,8 @@ from lazyfs.errors import ConversionError, DigestMismatchError
 from registry.digest import Digest, DigestVerifier
 from registry.interfaces import BlobReader
 from registry.manifest import Descriptor
+
+T = TypeVar("T")
 
 Build = Callable[[Readable, BinaryIO], Image]
 """From decoded bytes and an empty file to an image that has taken the file over."""
@@ -31,18 +33,44 @@ async def ingest(
     *,
     compressed: bool = True,
 ) -> Image:
-    """Read a layer and make an image of it.
+    """Read a layer and make an image of it, in a temporary file.
+
+    Args, errors and cancellation are those of ``read_layer``; ``build`` runs in a worker thread.
+    """
+    spool = open_temporary()
+
+    def use(layer: Readable) -> Image:
+        return build(layer, spool)
+
+    try:
+        return await read_layer(blob, descriptor, diff_id, on_progress, use, compressed=compressed)
+    except BaseException:
+        spool.close()
+        raise
+
+
+async def read_layer(
+    blob: BlobReader,
+    descriptor: Descriptor,
+    diff_id: Digest,
+    on_progress: Callable[[int], None],
+    use: Callable[[Readable], T],
+    *,
+    compressed: bool = True,
+) -> T:
+    """Read a whole layer, checked on its way.
 
     Args:
         blob: the layer's bytes, unverified.
         descriptor: what they must be.
         diff_id: digest of what they must decode to.
         on_progress: told of blob bytes read; called in a worker thread.
-        build: makes the image; runs in a worker thread.
+        use: takes the decoded bytes, in a worker thread. What it gives is to be believed only
+            when this function returns it.
         compressed: whether the blob may be.
 
     Raises:
-        ConversionError: the layer is broken, or holds what an image cannot.
+        ConversionError: the layer is broken, or ``use`` cannot use it.
         DigestMismatchError: it decodes to something else than the diff ID says.
         RegistryError: the blob cannot be read, or is not what the descriptor says.
 
@@ -56,25 +84,20 @@ async def ingest(
         verifier.update(piece)
         on_progress(len(piece))
 
-    def work() -> Image:
+    def work() -> T:
         feed = Feed(receive, see)
-        spool = open_temporary()
         try:
             layer = DecodedLayer(feed, compressed=compressed)
-            image = build(layer, spool)
+            result = use(layer)
             layer.drain()
             verifier.finish()
             _check_diff_id(layer, diff_id, name)
         except ConversionError as error:
-            spool.close()
             # A blob that is not the promised one is the better message.
             feed.drain()
             verifier.finish()
             raise ConversionError(f"{name}: {error}") from error
-        except BaseException:
-            spool.close()
-            raise
-        return image
+        return result
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pump, blob, send)

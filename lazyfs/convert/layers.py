@@ -1,24 +1,28 @@
 """One layer from a source to a destination: left alone, wrapped, or converted, then pushed."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import closing
 from functools import partial
 from typing import BinaryIO
 
 import trio
 
-from lazyfs.convert.build import BuildOptions, build_image
+from lazyfs.convert.below import Lookups
+from lazyfs.convert.build import BuildOptions, BuiltImage, build_image
 from lazyfs.convert.documents import converted_layer
 from lazyfs.convert.imagefiles import AlignedImage
 from lazyfs.convert.images import Image, copy_image, open_temporary
 from lazyfs.convert.ingest import Build, ingest
+from lazyfs.convert.ledger import Ledger
+from lazyfs.convert.lowerlayers import LayersBelow, LowerLayers
 from lazyfs.convert.options import ConvertOptions
 from lazyfs.convert.progress import Progress, ProgressTask
-from lazyfs.convert.results import LayerOutcome, LayerResult
+from lazyfs.convert.results import LayerOutcome, LayerResult, WrappedImage
 from lazyfs.convert.sourcelayers import LayerKind, SourceLayer
 from lazyfs.convert.tarstream import Readable
 from lazyfs.convert.wrapping import wrap_image
+from lazyfs.erofs.build.lower import LowerNames
 from lazyfs.errors import UnsupportedFeatureError
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.metadata import fetch_metadata
@@ -42,29 +46,81 @@ class LayerConverter:
         destination: ImageDestination,
         options: ConvertOptions,
         progress: Progress,
+        ledger: Ledger | None = None,
     ) -> None:
-        """Both ends must stay open."""
+        """Both ends must stay open; ``ledger`` knows former conversions."""
         self._source = source
         self._destination = destination
         self._options = options
         self._progress = progress
+        self._ledger = ledger
+        self._lower = LowerLayers(source, ledger)
         self._workers = trio.CapacityLimiter(options.jobs)
+        self._turns: dict[SourceLayer, trio.Lock] = {}
+        self._made: dict[SourceLayer, list[tuple[Lookups | None, LayerResult]]] = {}
+        """What layers became here, and what was asked for it of the layers below."""
 
-    async def convert(self, layer: SourceLayer, label: str) -> LayerResult:
+    def expect(self, layers: Sequence[SourceLayer]) -> None:
+        """Say which layers will be converted, before the first one is."""
+        self._lower.expect(layers)
+
+    async def convert(
+        self, layer: SourceLayer, below: Sequence[SourceLayer], label: str
+    ) -> LayerResult:
         """Put the seekable form of ``layer`` into the destination.
+
+        Args:
+            layer: to convert.
+            below: the layers that it lies on, topmost first, which were begun before it.
+            label: for the progress.
 
         Raises:
             ConversionError, VerificationError, PlanError, RegistryError, OSError.
 
         Cancelled: temporary files are gone; the destination may keep a blob nobody names.
         """
-        task = self._progress.begin(label)
-        if layer.kind is LayerKind.DEVICE or await self._is_as_asked(layer):
-            result = await self._keep(layer, task)
-        else:
-            result = await self._rewrite(layer, task)
-        task.finish()
-        return result
+        alone = layer.alone()
+        async with self._turns.setdefault(alone, trio.Lock()):
+            for lookups, result in self._made.get(alone, ()):
+                if lookups is None or lookups.same_on(await self._lower.names(below)):
+                    return result
+            task = self._progress.begin(label)
+            if layer.kind is LayerKind.DEVICE or await self._is_as_asked(layer):
+                result = await self._keep(layer, task)
+                self._made[alone] = [(None, result)]
+            else:
+                known = await self._find_known(layer)
+                result = known or await self._rewrite(layer, below, task)
+            self._lower.release(layer)
+            task.finish()
+            return result
+
+    async def _find_known(self, layer: SourceLayer) -> LayerResult | None:
+        """What the layer became in a former conversion, if the destination still has that."""
+        if self._ledger is None:
+            return None
+        known = await trio.to_thread.run_sync(self._ledger.find, layer, self._options)
+        if known is None:
+            return None
+        new = self._descriptor(layer, known)
+        if not await self._destination.has_blob(new):
+            return None
+        return self._result(LayerOutcome.REUSED, layer, known)
+
+    def _descriptor(self, layer: SourceLayer, made: WrappedImage) -> Descriptor:
+        return converted_layer(
+            layer.descriptor, self._options.layout, made.digest, made.size_bytes, made.annotations
+        )
+
+    def _result(self, outcome: LayerOutcome, layer: SourceLayer, made: WrappedImage) -> LayerResult:
+        return LayerResult(
+            outcome,
+            source=layer.descriptor,
+            descriptor=self._descriptor(layer, made),
+            diff_id=made.diff_id,
+            image_size_bytes=made.image_size_bytes,
+            chunks=made.chunks,
+        )
 
     async def _is_as_asked(self, layer: SourceLayer) -> bool:
         """Whether a layer is seekable already, in the layout and chunks that were asked for."""
@@ -97,44 +153,55 @@ class LayerConverter:
         longest = max((table.chunk(index).length for index in range(len(table))), default=0)
         return longest == min(self._options.chunk_size_bytes, max(longest, size))
 
-    async def _rewrite(self, layer: SourceLayer, task: ProgressTask) -> LayerResult:
+    async def _rewrite(
+        self, layer: SourceLayer, below: Sequence[SourceLayer], task: ProgressTask
+    ) -> LayerResult:
         descriptor = layer.descriptor
         task.stage("reading", descriptor.size_bytes)
         reader = await self._source.open_blob(descriptor)
+        names: list[LowerNames] = []
+
+        def on_names(found: LowerNames) -> None:
+            names.append(found)
+            trio.from_thread.run_sync(self._lower.provide, layer, found)
+
         with open_temporary() as file:
             image = await ingest(
                 reader,
                 descriptor,
                 layer.diff_id,
                 task.advance,
-                self._build(layer),
+                self._build(layer, below, on_names),
                 compressed=is_erofs_layer(descriptor.media_type) is not LayerEncoding.RAW,
             )
             with closing(image):
+                lookups = image.statistics.lookups if isinstance(image, BuiltImage) else None
                 task.stage("compressing", image.size_bytes)
-                wrapped = await wrap_image(image, file, self._options, self._workers, task.advance)
-            new = converted_layer(
-                descriptor,
-                self._options.layout,
-                wrapped.digest,
-                wrapped.size_bytes,
-                wrapped.annotations,
-            )
-            task.stage("pushing", wrapped.size_bytes)
+                made = await wrap_image(image, file, self._options, self._workers, task.advance)
+            task.stage("pushing", made.size_bytes)
             await self._destination.push_blob(
-                new, lambda: _file_pieces(file, wrapped.size_bytes, task.advance)
+                self._descriptor(layer, made),
+                lambda: _file_pieces(file, made.size_bytes, task.advance),
             )
+        if self._ledger is not None:
+            keep = partial(
+                self._ledger.keep, layer, self._options, made, depends_below=lookups is not None
+            )
+            await trio.to_thread.run_sync(keep)
+            for found in names:
+                await trio.to_thread.run_sync(self._ledger.keep_names, layer, found)
         tar = layer.kind is LayerKind.TAR
-        return LayerResult(
-            LayerOutcome.CONVERTED if tar else LayerOutcome.WRAPPED,
-            source=descriptor,
-            descriptor=new,
-            diff_id=wrapped.diff_id,
-            image_size_bytes=wrapped.image_size_bytes,
-            chunks=wrapped.chunks,
-        )
+        outcome = LayerOutcome.CONVERTED if tar else LayerOutcome.WRAPPED
+        result = self._result(outcome, layer, made)
+        self._made.setdefault(layer.alone(), []).append((lookups, result))
+        return result
 
-    def _build(self, layer: SourceLayer) -> Build:
+    def _build(
+        self,
+        layer: SourceLayer,
+        below: Sequence[SourceLayer],
+        on_names: Callable[[LowerNames], None],
+    ) -> Build:
         """How to make a raw image of a layer."""
         if layer.kind is not LayerKind.TAR:
             return partial(
@@ -143,7 +210,8 @@ class LayerConverter:
         options = BuildOptions(file_borders=self._options.file_aligned, lowest=layer.lowest)
         if self._options.layout is Layout.CONTAINERD:
             options = BuildOptions(data_alignment_bytes=self._options.chunk_size_bytes)
-        return partial(build_image, options=options)
+        lower = LayersBelow(self._lower, below)
+        return partial(build_image, options=options, below=lower, on_names=on_names)
 
     async def _keep(self, layer: SourceLayer, task: ProgressTask) -> LayerResult:
         blobs = (layer.descriptor,) if layer.index is None else (layer.descriptor, layer.index)

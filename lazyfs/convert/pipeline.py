@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import trio
 
 from lazyfs.convert.layers import LayerConverter
+from lazyfs.convert.ledger import Ledger
 from lazyfs.convert.options import ConvertOptions
 from lazyfs.convert.progress import Progress
 from lazyfs.convert.pushing import DocumentPusher
@@ -26,10 +27,12 @@ async def convert_image(
     destination: ImageDestination,
     options: ConvertOptions,
     progress: Progress,
+    ledger: Ledger | None = None,
 ) -> ConversionResult:
     """Convert what ``source`` names into ``destination``.
 
-    The same source and options give the same digests (with the same release of libzstd).
+    The same source and options give the same digests (with the same release of libzstd). Layers
+    that ``ledger`` knows and the destination has are not converted again.
 
     Raises:
         ConversionError, VerificationError, PlanError, RegistryError, OSError: the first of
@@ -38,7 +41,7 @@ async def convert_image(
     Cancelled: temporary files are gone, and the destination has no new name.
     """
     try:
-        return await _convert(source, destination, options, progress)
+        return await _convert(source, destination, options, progress, ledger)
     except BaseExceptionGroup as group:
         raise _first_failure(group) from None
 
@@ -60,9 +63,10 @@ async def _convert(
     destination: ImageDestination,
     options: ConvertOptions,
     progress: Progress,
+    ledger: Ledger | None,
 ) -> ConversionResult:
     survey = await survey_source(source, options)
-    converter = LayerConverter(source, destination, options, progress)
+    converter = LayerConverter(source, destination, options, progress, ledger)
     layers = await _convert_layers(survey.images, converter)
     pusher = DocumentPusher(source, destination, options.layout, layers, progress)
     for image in survey.images:
@@ -79,19 +83,23 @@ async def _convert_layers(
     images: Sequence[SourceImage], converter: LayerConverter
 ) -> dict[SourceLayer, LayerResult]:
     """Convert every layer once, several side by side."""
-    wanted = list(dict.fromkeys(layer for image in images for layer in image.layers))
+    wanted: dict[SourceLayer, Sequence[SourceLayer]] = {}
+    for image in images:
+        for number, layer in enumerate(image.layers):
+            wanted.setdefault(layer, image.layers[:number][::-1])
+    converter.expect([*wanted])
     results: dict[SourceLayer, LayerResult] = {}
     room = trio.Semaphore(LAYERS_AT_ONCE)
 
-    async def convert_one(layer: SourceLayer, label: str) -> None:
+    async def convert_one(layer: SourceLayer, below: Sequence[SourceLayer], label: str) -> None:
         try:
-            results[layer] = await converter.convert(layer, label)
+            results[layer] = await converter.convert(layer, below, label)
         finally:
             room.release()
 
     async with trio.open_nursery() as nursery:
-        for number, layer in enumerate(wanted, 1):
+        for number, (layer, below) in enumerate(wanted.items(), 1):
             await room.acquire()
             label = f"layer {number}/{len(wanted)} {layer.descriptor.digest.encoded[:12]}"
-            nursery.start_soon(convert_one, layer, label)
+            nursery.start_soon(convert_one, layer, below, label)
     return results

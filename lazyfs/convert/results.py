@@ -1,5 +1,6 @@
 """What a conversion did, for the summary."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -14,8 +15,24 @@ class LayerOutcome(StrEnum):
     """A tar became an EROFS image in a seekable blob."""
     WRAPPED = "wrapped"
     """An EROFS image was taken as it is, into a seekable blob."""
+    REUSED = "reused"
+    """The destination has what the same layer became before."""
     KEPT = "kept"
     """The blob was seekable already."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrappedImage:
+    """What is to be known of a finished blob."""
+
+    digest: Digest
+    size_bytes: int
+    diff_id: Digest
+    """SHA-256 of what the blob decodes to."""
+    image_size_bytes: int
+    chunks: int
+    annotations: Mapping[str, str]
+    """That its layout adds to the descriptor."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """The layers of a source image: what each is, and what it may become. Pure."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 from lazyfs.errors import ConversionError
@@ -46,6 +47,12 @@ class SourceLayer:
     lowest: bool = False
     """Whether it is a tar without a layer below, in a layout that wants to know."""
     index: Descriptor | None = None
+    chain: str = ""
+    """Names what lies below a tar, if anything does: it may depend on that."""
+
+    def alone(self) -> "SourceLayer":
+        """The same layer wherever it lies."""
+        return replace(self, chain="")
 
     @property
     def annotations(self) -> SpecAnnotations:
@@ -84,20 +91,24 @@ def source_layers(
         plan_layers(layers, VerifyMode.ALWAYS)
     found: list[SourceLayer] = []
     mountable = False
+    chain = ""
     for number, (layer, kind) in enumerate(zip(layers, kinds, strict=True)):
         if kind is None:
             continue
         following = layers[number + 1] if number + 1 < len(layers) else None
         is_index = following is not None and following.media_type == CHUNK_INDEX_LAYER
+        diff_id = _diff_id(layer, diff_ids[number])
         found.append(
             SourceLayer(
                 layer,
-                _diff_id(layer, diff_ids[number]),
+                diff_id,
                 kind,
                 lowest=layout is Layout.EROFS_SPEC and kind is LayerKind.TAR and not mountable,
                 index=following if is_index else None,
+                chain=chain if kind is LayerKind.TAR else "",
             )
         )
+        chain = hashlib.sha256(f"{chain} {diff_id}".encode()).hexdigest()
         mountable = True
     return tuple(found)
 

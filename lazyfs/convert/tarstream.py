@@ -31,9 +31,6 @@ PIECE = 1 << 20
 MAX_EXTENSION_SIZE = 4 << 20
 """Bytes of one long name or PAX header (Go's ``archive/tar`` takes 1 MiB)."""
 
-MAX_GLOBAL_RECORDS = 256
-"""PAX records in force for every entry that follows, each of which costs time per entry."""
-
 
 class Readable(Protocol):
     """A stream to read; ``read`` may return less than asked, and nothing at the end."""
@@ -95,10 +92,10 @@ _VOLUME_LABEL = b"V"
 class _Extension:
     """What precedes one header: GNU long names and PAX records."""
 
-    def __init__(self, records: dict[bytes, bytes]) -> None:
+    def __init__(self) -> None:
         self.name: bytes | None = None
         self.link_name: bytes | None = None
-        self.records = records
+        self.records: dict[bytes, bytes] = {}
         self.in_order: list[tuple[bytes, bytes]] = []
         self.used = False
 
@@ -109,7 +106,6 @@ class TarReader:
     def __init__(self, tar: Readable, on_progress: Callable[[int], None] | None = None) -> None:
         """Read from ``tar``, telling ``on_progress`` how many bytes were read in all."""
         self._source = _Source(tar, on_progress)
-        self._global_records: dict[bytes, bytes] = {}
         self._block = b""
         self._data_left = 0
         self._padding = 0
@@ -121,7 +117,7 @@ class TarReader:
             ConversionError: the stream is damaged, truncated or of an unknown kind.
         """
         while True:
-            extension = _Extension(dict(self._global_records))
+            extension = _Extension()
             offset = self._source.position
             try:
                 header = self._header_behind(extension)
@@ -168,10 +164,9 @@ class TarReader:
         """The next header that is no extension; ``extension`` gets those before it."""
         while (header := self._next_header()) is not None:
             if header.type_flag == b"g":
-                for key, value in decode_pax_records(self._body(header)):
-                    self._global_records[key] = extension.records[key] = value
-                if len(self._global_records) > MAX_GLOBAL_RECORDS:
-                    raise ConversionError(f"more than {MAX_GLOBAL_RECORDS} global PAX records")
+                # Containerd and Docker read global headers and use nothing of them, so that is
+                # what the author of a layer has seen; umoci refuses them.
+                self._body(header)
             elif header.type_flag in (b"x", b"X"):
                 extension.in_order = decode_pax_records(self._body(header))
                 extension.records.update(extension.in_order)

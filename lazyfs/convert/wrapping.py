@@ -5,8 +5,7 @@ before it can be pushed: its digest is wanted first, and the annotations stand i
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import BinaryIO, NamedTuple, TypeVar
 
 import trio
@@ -15,6 +14,7 @@ from lazyfs.convert.cutting import cut
 from lazyfs.convert.images import FileImage, Image, PaddedImage, open_temporary, write_at
 from lazyfs.convert.options import ConvertOptions
 from lazyfs.convert.ordered import map_in_order
+from lazyfs.convert.results import WrappedImage
 from lazyfs.errors import ConversionError
 from lazyfs.model import ByteRange
 from lazyfs.seekable.chunktable import MAX_TABLE_BYTES
@@ -41,19 +41,6 @@ and a mount needs the first of them."""
 COPY_BYTES = 1 << 20
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class WrappedImage:
-    """What is to be known of a finished blob."""
-
-    digest: Digest
-    size_bytes: int
-    diff_id: Digest
-    """SHA-256 of what the blob decodes to."""
-    image_size_bytes: int
-    chunks: int
-    annotations: Mapping[str, str]
 
 
 class _Chunk(NamedTuple):

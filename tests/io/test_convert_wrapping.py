@@ -9,7 +9,8 @@ import pytest
 import trio
 
 from lazyfs.convert.options import ConvertOptions
-from lazyfs.convert.wrapping import WrappedImage, check_fits, wrap_image
+from lazyfs.convert.results import WrappedImage
+from lazyfs.convert.wrapping import check_fits, wrap_image
 from lazyfs.errors import ConversionError
 from tests.support.seekable_blob import make_blob
 

@@ -39,7 +39,7 @@ def lazyfs(*words: str | Path, check: bool = True) -> "subprocess.CompletedProce
 def convert(source: str, destination: str, *options: str) -> dict:
     """Convert an image; what ``--json`` says of it."""
     document = json.loads(
-        lazyfs("convert", "--json", "--quiet", *options, source, destination).stdout
+        lazyfs("convert", "--json", "--quiet", "--no-cache", *options, source, destination).stdout
     )
     assert isinstance(document, dict)
     return document

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lazyfs.erofs.build.lower import Gaps, LowerNames, find_gaps, names_of
 from lazyfs.erofs.build.metadata import BLOCK_SIZE, FileData, encode_metadata
 from lazyfs.erofs.build.paths import PATH_LIMIT, shown
 from lazyfs.erofs.build.space import round_up
@@ -151,6 +152,26 @@ class ImageBuilder:
     def set_opaque(self, path: bytes) -> None:
         """Hide what lower layers have in the directory ``path``."""
         self._tree.set_opaque(path)
+
+    def gaps(self) -> Gaps:
+        """What the entries so far leave open."""
+        return find_gaps(self._tree)
+
+    def names(self) -> LowerNames:
+        """What the image says to layers above it."""
+        return names_of(self._tree)
+
+    def has(self, path: bytes) -> bool:
+        """Whether a hard link to ``path`` leads to something in the image."""
+        return self._tree.has_target(path)
+
+    def describe(self, path: bytes, attributes: Attributes) -> None:
+        """Give a directory that has no entry its attributes."""
+        self._tree.describe(path, attributes)
+
+    def redirect(self, path: bytes, target: bytes) -> None:
+        """Move what is in a directory to where a lower layer's symlink of its name leads."""
+        self._tree.redirect(path, target)
 
     def finish(self, data_alignment_bytes: int = BLOCK_SIZE) -> bytearray:
         """The metadata: whole blocks that stand before the spooled data in the image.

@@ -221,6 +221,43 @@ class Tree:
         """Hide what lower layers have in the directory, which is made if need be."""
         self._make(split_path(path), path).opaque = not self._lowest
 
+    def has_target(self, path: bytes) -> bool:
+        """Whether a hard link to ``path`` leads to something, over other links if need be."""
+        seen: set[int] = set()
+        found = self._lookup(path, path)
+        while isinstance(found, HardLink) and id(found) not in seen:
+            seen.add(id(found))
+            found = self._lookup(found.target, found.path)
+        return isinstance(found, Inode)
+
+    def describe(self, path: bytes, attributes: Attributes) -> None:
+        """Give a directory that is there its attributes."""
+        self._make(split_path(path), path).attributes = attributes
+
+    def redirect(self, path: bytes, target: bytes) -> None:
+        """Move what is in the directory ``path`` to where a symlink in its place would lead.
+
+        What is there already stays, unless both are directories, which are merged.
+        """
+        *parents, name = split_path(path)
+        parent = self._make(parents, path)
+        moved = self._make([*parents, name], path)
+        parent.children[name] = Symlink(IMPLIED_DIRECTORY, target)
+        here = self._make([*parents, name], path)
+        del parent.children[name]
+        pending = [(moved, here)]
+        while pending:
+            source, into = pending.pop()
+            into.opaque |= source.opaque
+            for inner, child in source.children.items():
+                present = into.children.get(inner)
+                if isinstance(child, Directory) and isinstance(present, Directory):
+                    pending.append((child, present))
+                elif present is None:
+                    if isinstance(child, Directory):
+                        child.parent = into
+                    into.children[inner] = child
+
     def complete(self) -> None:
         """Resolve hard links, count links, sort names, express opaqueness as xattrs.
 
