@@ -12,8 +12,8 @@ WRONG_ANSWERS_LIMIT = 4
 ROUNDING = 1e-6
 """Who waited as long as he was told must not be told to wait for a trillionth of a second more."""
 BUDGET_TOKENS = 10.0
-BUDGET_TOKENS_PER_S = 1.0
-BUDGET_TOKENS_PER_SUCCESS = 0.5
+BUDGET_TOKENS_PER_S = 4.0
+BUDGET_TOKENS_PER_SUCCESS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class TokenBucket:
 class RetryBudget(TokenBucket):
     """What bounds the second and later tries at one host.
 
-    A few at once, then one a second and one for every two requests that went well: a host that
-    fails now and then is asked again freely, one that is gone about once a second, however many
+    A few at once, then some a second and one for every request that went well: a host that fails
+    every second time is asked again freely, one that is gone some times a second, however many
     readers wait for it.
     """
 
