@@ -123,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=seconds,
         metavar="TIME",
         default=DEFAULT_TIMEOUT_S,
-        help="longest silence of a registry; 0: for ever (default: 30s)",
+        help="how long to try to get an answer of a registry; 0: for ever (default: 30s)",
     )
     parser.add_argument("--quiet", action="store_true", help="print errors only")
     parser.add_argument("--json", action="store_true", help="print the summary as JSON")

@@ -26,7 +26,8 @@ def add_access(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         type=seconds,
         default=DEFAULT_TIMEOUT_S,
-        help=f"longest silence of a registry; 0: for ever (default: {DEFAULT_TIMEOUT_S:g}s)",
+        help="how long to try to get an answer of a registry; 0: for ever "
+        f"(default: {DEFAULT_TIMEOUT_S:g}s)",
     )
     parser.add_argument(
         "--plain-http",
