@@ -180,7 +180,7 @@ def note_failure(endpoint: Endpoint, error: RegistryError) -> None:
     if isinstance(error, ContentError):
         if endpoint.health.lied(now, str(error)):
             log.warning("%s: gave a wrong answer, is asked last for now: %s", endpoint.name, error)
-    elif may_pass(error) and endpoint.health.failed(now, str(error)):
+    elif may_pass(error) and endpoint.health.failed(now, str(error), _retry_after(error)):
         log.warning("%s: keeps failing: %s", endpoint.name, error)
 
 

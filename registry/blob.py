@@ -42,6 +42,8 @@ HEDGE_SHARE = 1 / 4
 """A second request is sent after this part of the time at the latest."""
 PREFIX_BYTES = 32 << 20
 """What is kept in memory of a blob that a server gives as a whole only; no more is read of it."""
+PREFIXES_BYTES = 64 << 20
+"""The same of all blobs together."""
 INLINE_BYTES = 256 << 10
 """Less than this is checked at once: it takes no longer than handing it to a thread."""
 LACKS_IT_S = 60.0
@@ -233,10 +235,16 @@ class RemoteBlob:
                 await trio.to_thread.run_sync(check)
             else:
                 check()
-        # One at a time: memory is bounded, whatever the number of layers.
-        self._client.prefixes.clear()
-        self._client.prefixes[self._descriptor.digest] = prefix
+        self._keep(prefix)
         return prefix
+
+    def _keep(self, prefix: bytes) -> None:
+        """Memory is bounded, whatever the number of layers: the oldest goes first."""
+        prefixes = self._client.prefixes
+        prefixes.pop(self._descriptor.digest, None)
+        while prefixes and sum(map(len, prefixes.values())) + len(prefix) > PREFIXES_BYTES:
+            del prefixes[next(iter(prefixes))]
+        prefixes[self._descriptor.digest] = prefix
 
     @asynccontextmanager
     async def _respond(

@@ -103,12 +103,19 @@ class HostHealth:
         self._skip_until = 0.0
         return told
 
-    def failed(self, now: float, problem: str) -> bool:
-        """It did not answer, or refused for now; whether people are to be told."""
+    def failed(self, now: float, problem: str, wanted_s: float | None = None) -> bool:
+        """It did not answer, or refused for now; whether people are to be told.
+
+        Args:
+            now: the time.
+            problem: for people.
+            wanted_s: how long it asked to be left alone, if it did.
+        """
         self.failures += 1
         self.last_problem = problem
         self._failures_in_a_row += 1
-        self._skip_until = now + self._skip_s()
+        skip_s = max(self._skip_s(), min(wanted_s or 0.0, LONGEST_SKIP_S))
+        self._skip_until = now + skip_s
         return self._failures_in_a_row == FAILURES_TO_TELL
 
     def lied(self, now: float, problem: str) -> bool:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 from urllib.parse import urlsplit
 
 from registry.errors import ConfigurationError
+from registry.reference import DOCKER_HUB_ENDPOINT, DOCKER_HUB_NAMES
 
 HOSTS_FILE_LIMIT_BYTES = 1 << 20
 HOSTS_LIMIT = 64
@@ -126,6 +127,8 @@ def _host(url: str, table: _Table, folder: str, what: str, endpoint: str = "") -
     path_is_given = _boolean(table, "override_path", what)
     if url:
         scheme, host, path = _split_url(url, what)
+        # containerd's documentation names the Hub so, where nobody speaks the protocol.
+        host = DOCKER_HUB_ENDPOINT if host in DOCKER_HUB_NAMES else host
         if not path.endswith(API_PATH) and not path_is_given:
             path += API_PATH
     return HostConfig(

@@ -22,8 +22,8 @@ NAME_LIMIT = 4096
 REPOSITORY_LIMIT = 255
 
 DOCKER_HUB = "docker.io"
-_DOCKER_HUB_NAMES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
-_DOCKER_HUB_ENDPOINT = "registry-1.docker.io"
+DOCKER_HUB_NAMES = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
+DOCKER_HUB_ENDPOINT = "registry-1.docker.io"
 DEFAULT_TAG = "latest"
 
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -64,7 +64,7 @@ class Reference:
     @property
     def endpoint(self) -> str:
         """``host[:port]`` that answers for the registry."""
-        return _DOCKER_HUB_ENDPOINT if self.registry == DOCKER_HUB else self.registry
+        return DOCKER_HUB_ENDPOINT if self.registry == DOCKER_HUB else self.registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ def _parse_host(text: str, whole: str) -> str:
             ipaddress.IPv6Address(host[1 : host.index("]")])
         except ValueError as error:
             raise InvalidReferenceError(f"{whole[:200]!r} is not an image name: {error}") from error
-    return DOCKER_HUB if host in _DOCKER_HUB_NAMES else host
+    return DOCKER_HUB if host in DOCKER_HUB_NAMES else host
 
 
 def _parse_local(transport: Transport, rest: str) -> LocalName:

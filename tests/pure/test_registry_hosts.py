@@ -119,6 +119,7 @@ def test_every_field():
         ("https://a.b//us/./v2", ("https", "a.b", "/us/v2")),
         ("a.b:5000", ("https", "a.b:5000", "/v2")),
         ("http://[::1]:5000", ("http", "[::1]:5000", "/v2")),
+        ("https://docker.io", ("https", "registry-1.docker.io", "/v2")),
     ],
 )
 def test_urls_of_hosts(url, expected):
@@ -345,6 +346,15 @@ def test_a_host_that_fails_is_skipped_for_ever_longer():
     assert not health.succeeded()
     assert health.rank(now) is Rank.USABLE
     assert health.status("h", "mirror", now).state == "ok"
+
+
+def test_a_host_that_asks_to_be_left_alone_is_left_alone():
+    health = HostHealth()
+    health.failed(0, "429", 30)
+    assert health.rank(29) is Rank.FAILING
+    assert health.rank(30) is Rank.USABLE
+    health.failed(30, "429", 1e9)
+    assert health.rank(30 + LONGEST_SKIP_S) is Rank.USABLE
 
 
 def test_a_host_that_lied_is_asked_last_for_a_bounded_time():
