@@ -4,9 +4,9 @@
 and for each layer its annotations, chunk table, dm-verity parameters and superblock.
 """
 
-import json
 import os
 from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import trio
@@ -15,19 +15,21 @@ from lazyfs.erofs import ondisk
 from lazyfs.erofs.superblock import HEAD_BYTES, Superblock, decode_superblock
 from lazyfs.errors import LazyfsError, SourceUnavailableError
 from lazyfs.image.nodes import place_of
-from lazyfs.interfaces import BlobSource, ImageTree
+from lazyfs.interfaces import ImageTree
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.metadata import LayerMetadata, VerityMetadata, fetch_metadata
 from lazyfs.layer.peek import fetch_start
 from lazyfs.layer.source import RegistrySource
+from lazyfs.layer.together import all_of
 from lazyfs.model import ROOT_NODE, Attributes, ByteRange, NodeId, VerifyMode
 from lazyfs.plan import plan_layer
 from lazyfs.resolve import ResolvedImage, resolve_image
 from lazyfs.seekable.chunktable import ChunkTable
 from lazyfs.seekable.mediatypes import LayerEncoding, is_erofs_layer
 from lazyfs.seekable.specannotations import UNCOMPRESSED_DIGEST
-from registry.errors import RegistryError
+from registry.errors import ContentError, RegistryError
 from registry.interfaces import Access, ImageSource
+from registry.jsondoc import JsonObject, parse_object
 from registry.manifest import Descriptor, Index, decode
 from registry.transports import open_source
 
@@ -70,11 +72,11 @@ async def describe(
     try:
         async with open_source(name, access) as source:
             resolved = await resolve_image(source, platform)
-            config = await source.fetch_content(resolved.manifest.config, MAX_CONFIG_BYTES)
-            layers = [
-                await _layer(number, resolved.manifest.layers, source, counters, chunks=chunks)
-                for number in range(1, len(resolved.manifest.layers) + 1)
-            ]
+            raw = await source.fetch_content(resolved.manifest.config, MAX_CONFIG_BYTES)
+            config = _configuration(raw)
+            inspector = _Inspector(source, resolved.manifest.layers, counters, chunks=chunks)
+            numbers = range(1, len(resolved.manifest.layers) + 1)
+            layers = await all_of([partial(inspector.layer, number) for number in numbers])
             document = _manifest(resolved) | {
                 "indexes": [await _index(entry, source) for entry in resolved.indexes],
                 "config": _config(config),
@@ -113,8 +115,9 @@ async def describe_local(name: str, path: str) -> Document:
             size_bytes = await file.seek(0, os.SEEK_END)
     except OSError as error:
         raise SourceUnavailableError(f"{path}: {error.strerror}") from error
-    layer: Document = {"number": 1, "size_bytes": size_bytes}
-    return {"image": name, "layers": [layer | _superblock(front, proven=False)]}
+    superblock = _superblock(front, proven=False)
+    layer: Document = {"number": 1, "size_bytes": size_bytes, "superblock": superblock}
+    return {"image": name, "layers": [layer]}
 
 
 async def walk(tree: ImageTree) -> AsyncGenerator[tuple[bytes, NodeId, Attributes], None]:
@@ -173,33 +176,36 @@ async def _index(descriptor: Descriptor, source: ImageSource) -> Document:
     }
 
 
-def _config(raw: bytes) -> Document:
-    """What a person wants of a configuration; nothing in it is needed for mounting."""
+def _configuration(raw: bytes) -> JsonObject | str:
+    """The configuration, or what is wrong with it; nothing in it is needed for mounting."""
     try:
-        config = json.loads(raw)
-    except ValueError:
-        return {"problem": "the configuration is not JSON"}
-    if not isinstance(config, dict):
-        return {"problem": "the configuration is not a JSON object"}
+        return parse_object(raw, "configuration", MAX_CONFIG_BYTES)
+    except ContentError as error:
+        return str(error)
+
+
+def _config(config: JsonObject | str) -> Document:
+    """What a person wants of a configuration."""
+    if isinstance(config, str):
+        return {"problem": config}
     inner = config.get("config")
     run = inner if isinstance(inner, dict) else {}
-    return {
+    document: Document = {
         "architecture": config.get("architecture"),
         "os": config.get("os"),
         "os_features": config.get("os.features"),
         "created": config.get("created"),
-    } | {key.lower(): run[key] for key in _CONFIG_KEYS if run.get(key)}
+    }
+    return document | {key.lower(): run[key] for key in _CONFIG_KEYS if run.get(key)}
 
 
-def _with_diff_ids(layers: list[Document], raw: bytes) -> list[Document]:
+def _with_diff_ids(layers: list[Document], config: JsonObject | str) -> list[Document]:
     """Name each layer's diff ID: of its annotation, else of the configuration."""
-    try:
-        diff_ids = json.loads(raw)["rootfs"]["diff_ids"]
-        layers = [
-            {**layer, "diff_id": diff_id} for layer, diff_id in zip(layers, diff_ids, strict=True)
-        ]
-    except (ValueError, TypeError, KeyError):
-        pass
+    rootfs = None if isinstance(config, str) else config.get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    if isinstance(diff_ids, list) and len(diff_ids) == len(layers):
+        pairs = zip(layers, diff_ids, strict=True)
+        layers = [{**layer, "diff_id": diff_id} for layer, diff_id in pairs]
     for layer in layers:
         annotations = layer["annotations"]
         if isinstance(annotations, dict) and UNCOMPRESSED_DIGEST in annotations:
@@ -207,63 +213,67 @@ def _with_diff_ids(layers: list[Document], raw: bytes) -> list[Document]:
     return layers
 
 
-async def _layer(
-    number: int,
-    layers: Sequence[Descriptor],
-    source: ImageSource,
-    counters: LayerCounters,
-    *,
-    chunks: bool,
-) -> Document:
-    descriptor = layers[number - 1]
-    document: Document = {
-        "number": number,
-        "digest": str(descriptor.digest),
-        "media_type": descriptor.media_type,
-        "size_bytes": descriptor.size_bytes,
-        "annotations": dict(descriptor.annotations),
-    }
-    try:
-        if is_erofs_layer(descriptor.media_type) is None:
-            return document
-        following = layers[number] if number < len(layers) else None
+class _Inspector:
+    """Describes the layers of one image."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        layers: Sequence[Descriptor],
+        counters: LayerCounters,
+        *,
+        chunks: bool,
+    ) -> None:
+        self._source = source
+        self._layers = layers
+        self._counters = counters
+        self._chunks = chunks
+
+    async def layer(self, number: int) -> Document:
+        """Describe a layer, counted from 1; what is wrong with it is its ``problem``."""
+        descriptor = self._layers[number - 1]
+        document: Document = {
+            "number": number,
+            "digest": str(descriptor.digest),
+            "media_type": descriptor.media_type,
+            "size_bytes": descriptor.size_bytes,
+            "annotations": dict(descriptor.annotations),
+        }
+        try:
+            if is_erofs_layer(descriptor.media_type) is not None:
+                await self._look_into(number, document)
+        except (LazyfsError, RegistryError) as error:
+            document["problem"] = str(error)
+        return document
+
+    async def _look_into(self, number: int, document: Document) -> None:
+        descriptor = self._layers[number - 1]
+        following = self._layers[number] if number < len(self._layers) else None
         plan = plan_layer(f"layer {number}", descriptor, following, VerifyMode.OFF)
-        blob = RegistrySource(await source.open_blob(descriptor), counters)
+        blob = await self._open(descriptor)
         if plan.pointers is not None:
-            index = None
-            if plan.index is not None:
-                index = RegistrySource(await source.open_blob(plan.index), counters)
+            index = None if plan.index is None else await self._open(plan.index)
             metadata = await fetch_metadata(plan.pointers, blob, index)
-            return document | await _seekable(metadata, blob, chunks=chunks)
-        if plan.encoding is LayerEncoding.RAW:
-            return document | await _raw(blob)
-    except (LazyfsError, RegistryError) as error:
-        return document | {"problem": str(error)}
-    return document
+            document["chunk_table"] = _table(metadata)
+            document["verity"] = None if metadata.verity is None else _verity(metadata.verity)
+            if self._chunks:
+                indexes = range(len(metadata.table))
+                document["chunks"] = [_chunk(metadata.table, index) for index in indexes]
+            start = await fetch_start(metadata, blob)
+            if start.data:
+                document["superblock"] = _superblock(start.data, proven=start.proven)
+        elif plan.encoding is LayerEncoding.RAW:
+            front = await blob.fetch(ByteRange(0, min(blob.size_bytes, 4096)))
+            document["superblock"] = _superblock(front, proven=False)
 
-
-async def _seekable(metadata: LayerMetadata, blob: BlobSource, *, chunks: bool) -> Document:
-    document: Document = {
-        "chunk_table": _table(metadata),
-        "verity": None if metadata.verity is None else _verity(metadata.verity),
-    }
-    start = await fetch_start(metadata, blob)
-    if start.data:
-        document |= _superblock(start.data, proven=start.proven)
-    if chunks:
-        document["chunks"] = [_chunk(metadata.table, i) for i in range(len(metadata.table))]
-    return document
-
-
-async def _raw(blob: BlobSource) -> Document:
-    front = await blob.fetch(ByteRange(0, min(blob.size_bytes, 4096)))
-    return _superblock(front, proven=False)
+    async def _open(self, descriptor: Descriptor) -> RegistrySource:
+        return RegistrySource(await self._source.open_blob(descriptor), self._counters)
 
 
 def _superblock(front: bytes, *, proven: bool) -> Document:
     start = ondisk.EROFS_SUPER_OFFSET
     superblock = decode_superblock(front[start : start + HEAD_BYTES])
-    return {"superblock": describe_superblock(superblock) | {"proven": proven}}
+    return describe_superblock(superblock) | {"proven": proven}
 
 
 def _table(metadata: LayerMetadata) -> Document:

@@ -52,8 +52,10 @@ async def fetch_start(metadata: LayerMetadata, source: BlobSource) -> ImageStart
     if metadata.verity is None:
         return ImageStart(data, proven=False)
     block = metadata.verity.params.data_block_size_bytes
-    whole = len(data) == metadata.image_size_bytes
-    data = data if whole else data[: len(data) - len(data) % block]
+    if len(data) < metadata.image_size_bytes:
+        if len(data) < block:
+            return ImageStart(data, proven=False)
+        data = data[: len(data) - len(data) % block]
     await _prove(metadata, metadata.verity, data, source)
     return ImageStart(data, proven=True)
 
