@@ -153,7 +153,7 @@ def plan_layer(
         encoding = device_encoding(layer.media_type)
     if encoding is None:
         raise PlanError(
-            f"{what} is {layer.media_type}, not EROFS: "
+            f"{what} is {layer.media_type!r:.100}, not EROFS: "
             'convert the image first ("lazyfs convert --help")'
         )
     index = following if following and following.media_type == CHUNK_INDEX_LAYER else None
@@ -212,7 +212,7 @@ def _mode(
         )
     if annotations.index_start is not None and not annotations.has_known_index():
         return LayerMode.WHOLE, (
-            f"fetched whole: the chunk index is an unknown {annotations.index_media_type:.80}"
+            f"fetched whole: the chunk index is an unknown {annotations.index_media_type!r:.80}"
         )
     if encoding is not LayerEncoding.RAW:
         return LayerMode.WHOLE, (
