@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,8 @@ from tests.support.in_process import run_lazyfs
 from tests.support.layer_builder import (
     Layer,
     Verity,
+    directory,
+    erofs_image,
     raw,
     seekable,
     spec_raw,
@@ -163,6 +165,27 @@ def test_without_a_tree(form: str, image: bytes, tmp_path: Path):
     assert not Path(made["path"] + ".dmverity").exists()
     (again,) = unpacked(layout.name, tmp_path / "out", "--verity", "none")
     assert again["outcome"] == "kept"
+
+
+def test_a_tree_over_a_single_block(tmp_path: Path):
+    """containerd writes nothing but its superblock; what comes out has whole blocks."""
+    image = erofs_image({b"": directory()})
+    assert len(image) == BLOCK
+    layer = seekable(image)
+    cut = replace(
+        layer,
+        blob=layer.blob[: layer.tree.offset - 4]
+        + (512).to_bytes(4, "little")
+        + layer.blob[layer.tree.offset : layer.tree.offset + 512],
+    )
+    for number, one in enumerate((layer, cut)):
+        layout = write_image(tmp_path / f"image-{number}", [one])
+        assert run_lazyfs("verify", layout.name).returncode == 0
+        (made,) = unpacked(layout.name, tmp_path / f"out-{number}")
+        assert made["size"] == 2 * BLOCK
+        path = Path(made["path"])
+        assert verity_oracle.accepts(path, BLOCK, bytes.fromhex(made["rootHash"]))
+        assert unpacked(layout.name, tmp_path / f"out-{number}")[0]["outcome"] == "kept"
 
 
 def test_zeros_are_holes(tmp_path: Path):
