@@ -48,7 +48,7 @@ class MemoryReader:
         return len(self.data)
 
     def read_nowait(self, offset: int, length: int) -> bytes | None:
-        if self.hesitant or offset + length > len(self.data):
+        if self.hesitant or offset < 0 or offset + length > len(self.data):
             return None
         return self.data[offset : offset + length]
 
