@@ -13,8 +13,9 @@ from lazyfs.mount.options import MountOptions
 from lazyfs.resolve import ResolvedImage, pin_of
 from registry.manifest import Descriptor
 
-MAX_COUNTED_CHUNKS = 20_000
-"""With more chunks than this, those in the cache are not counted: each costs a system call."""
+MAX_COUNTED_CHUNKS = 10_000
+"""Where an image has more chunks, those in the cache are not counted in all layers: each costs a
+system call, and nobody is served meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +26,17 @@ class LayerReport:
     opened: OpenLayer
     counters: LayerCounters
 
-    def document(self, store: ChunkStore) -> dict[str, object]:
+    @property
+    def chunks(self) -> int:
+        """How many chunks it has; 0 if it is not read in chunks."""
+        return len(self.opened.chunks.table) if self.opened.chunks else 0
+
+    def document(self, store: ChunkStore, *, count_cached: bool) -> dict[str, object]:
         """The layer's part of the status."""
         chunks = self.opened.chunks
-        count = len(chunks.table) if chunks else 0
         cached = None
-        if chunks and count <= MAX_COUNTED_CHUNKS:
-            cached = sum(store.contains(chunks.piece(index).key) for index in range(count))
+        if chunks and count_cached:
+            cached = sum(store.contains(chunks.piece(index).key) for index in range(self.chunks))
         return {
             "digest": str(self.descriptor.digest),
             "mode": self.opened.mode.value,
@@ -40,7 +45,7 @@ class LayerReport:
             "verity": self.opened.proof,
             "size_bytes": self.opened.reader.size_bytes,
             "blob_bytes": self.descriptor.size_bytes,
-            "chunks": count,
+            "chunks": self.chunks,
             "chunks_cached": cached,
             **_counts(self.counters),
         }
@@ -68,7 +73,7 @@ class ImageReport:
             "platform": self.resolved.platform,
             "resolution": self.source.note,
             "verify": self.options.verify.value,
-            "layers": [layer.document(self.store) for layer in self.layers],
+            "layers": self._layers(),
             "totals": _totals([layer.counters for layer in self.layers]),
             "hosts": [asdict(host) for host in self.source.hosts()],
             "cache": {
@@ -79,6 +84,15 @@ class ImageReport:
                 "limit_bytes": self.options.cache_size_bytes,
             },
         }
+
+    def _layers(self) -> list[dict[str, object]]:
+        documents = []
+        counted = 0
+        for layer in self.layers:
+            counted += layer.chunks
+            fits = counted <= MAX_COUNTED_CHUNKS
+            documents.append(layer.document(self.store, count_cached=fits))
+        return documents
 
 
 @dataclass(frozen=True, slots=True)
