@@ -34,8 +34,8 @@ from registry.manifest import Descriptor
 from registry.ranges import check_range, range_header
 from registry.wire import origin
 
-PROGRESS_BYTES = 1 << 20
-"""A stream that got so much further starts again to count its tries."""
+PROGRESS_BYTES = 64 << 10
+"""A stream that got so much further starts again to count its tries and its time."""
 HEDGE_LIMIT_BYTES = 16 << 20
 """Longer ranges are asked for once only: they are no demand that somebody waits for."""
 HEDGE_SHARE = 1 / 4
@@ -139,7 +139,7 @@ class RemoteBlob:
             yield pieces
 
     async def _pieces(self, position: int, end: int) -> AsyncGenerator[bytes, None]:
-        attempts = self._client.attempts(Capability.PULL, end - position)
+        attempts = self._client.attempts(Capability.PULL)
         mark = position
         while position < end:
             if kept := self._prefix(position, end):

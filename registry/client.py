@@ -52,9 +52,9 @@ class RegistryClient:
             )
         return able
 
-    def attempts(self, capability: Capability, length: int = 0) -> Attempts:
-        """Tries of an operation that moves ``length`` bytes."""
-        return Attempts(self.able(capability), self.deadlines.total_for(length))
+    def attempts(self, capability: Capability) -> Attempts:
+        """Tries of an operation."""
+        return Attempts(self.able(capability), self.deadlines.total_s)
 
     async def run(
         self,
@@ -102,4 +102,4 @@ class RegistryClient:
                     raise await endpoint.refusal(response, path)
                 return check(response, await endpoint.wire.read(response, limit_bytes))
 
-        return await self.run(once, self.attempts(capability, 0))
+        return await self.run(once, self.attempts(capability))

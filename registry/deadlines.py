@@ -20,7 +20,10 @@ class Deadlines:
     """Limits in seconds."""
 
     total_s: float
-    """All tries of one operation; infinite if the user waits for ever."""
+    """All tries of one operation, or of a piece of a long one; infinite if the user waits for ever.
+
+    Bytes that come are not counted: how slowly they may come is another limit.
+    """
     connect_s: float
     """Looking the name up, TCP and TLS."""
     first_byte_s: float
@@ -29,10 +32,6 @@ class Deadlines:
     """Within an answer."""
     upload_s: float
     """From the end of what was sent to its answer: the registry checks and moves it meanwhile."""
-
-    def total_for(self, length: int) -> float:
-        """Seconds for an operation that moves ``length`` bytes."""
-        return self.total_s + length / SLOWEST_BYTES_PER_S
 
 
 def deadlines(timeout_s: float, dial_timeout_s: float | None = None) -> Deadlines:

@@ -26,7 +26,7 @@ class Access:
     plain_http: bool = False
     """Speak HTTP without TLS, also to hosts that are not this machine."""
     timeout_s: float = DEFAULT_TIMEOUT_S
-    """Seconds for an operation with all its tries, and for each further MiB; 0: for ever.
+    """Seconds for an operation with all its tries, anew when it gets on; 0: for ever.
 
     Steps within it get less, so that there is time for another try: see ``registry.deadlines``.
     """

@@ -277,7 +277,6 @@ def test_no_step_takes_all_of_the_time():
     limits = deadlines(30)
     assert limits.total_s == 30
     assert max(limits.connect_s, limits.first_byte_s, limits.stall_s) <= 15
-    assert limits.total_for(1 << 20) == 30 + 128
     assert deadlines(30, 0.5).connect_s == 0.5
     assert deadlines(3, 100).connect_s == 3
     patient = deadlines(0)
