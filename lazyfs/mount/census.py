@@ -40,6 +40,8 @@ def _document(mount: KnownMount) -> dict[str, object]:
     report = mount.folder.supervisor_report()
     if not mount.alive:
         problem = "the daemon has died; lazyfs umount tidies up"
+        if report is None and mount.state.kept_by is not None:
+            problem = f"the daemon has died; {mount.state.kept_by} should start another one now"
         return document | {"state": "dead", "problem": (report and report.problem) or problem}
     if mount.state.device is None:
         return document | {"state": "starting"}

@@ -57,8 +57,8 @@ def _wait(directory: str, known: KnownMount) -> None:
         state = known.folder.read_state()
         if state is not None and state.restarts > known.state.restarts:
             return
-        if not known.folder.is_alive():
-            report = known.folder.supervisor_report()
+        report = known.folder.supervisor_report()
+        if state is None or (report is not None and not known.folder.is_alive()):
             why = report.problem if report is not None else None
             raise MountError(f"{directory}: {why or 'the mount has ended'}")
         time.sleep(LOOK_EVERY_S)

@@ -49,7 +49,7 @@ def lazyfs(*words: str, check: bool = True, prefix: tuple[str, ...] = (), **envi
 
 def is_mounted(directory: Path) -> bool:
     """Whether the kernel has a lazyfs mount there."""
-    top = top_mount(os.fspath(directory.resolve()), current_mounts())
+    top = top_mount(real_path(directory), current_mounts())
     return top is not None and top.file_system_type == "fuse.lazyfs"
 
 
@@ -126,10 +126,15 @@ def mounted(image: str, tmp_path: Path, *options: str, name: str = "mnt") -> Ite
             lazyfs("umount", os.fspath(directory), check=False)
 
 
+def real_path(directory: Path) -> str:
+    """As the kernel's list of mounts has it; found without asking a mount there."""
+    return os.fspath(directory.parent.resolve() / directory.name)
+
+
 def folder_of(directory: Path, base: Path = Path("/run/lazyfs")) -> Path:
     """The runtime folder of the mount on a directory."""
     for path in base.glob("*/state.json"):
-        if json.loads(path.read_text())["mountpoint"] == os.fspath(directory.resolve()):
+        if json.loads(path.read_text())["mountpoint"] == real_path(directory):
             return path.parent
     raise LookupError(directory)
 
