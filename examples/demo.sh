@@ -96,7 +96,7 @@ make_image
 show 'ls -lh demo.tar'
 
 say 'Convert it. Each layer becomes an EROFS image in chunks that can be fetched one by one.'
-show 'lazyfs convert --chunk-size 512KiB docker-archive:demo.tar oci:images:demo'
+show 'lazyfs convert --chunk-size 512KiB --no-cache docker-archive:demo.tar oci:images:demo'
 
 say 'Look at it: this reads some kilobytes of the image.'
 show 'lazyfs inspect oci:images:demo'

@@ -16,6 +16,7 @@ from lazyfs.errors import (
     NotASymlinkNodeError,
     PlanError,
     SourceUnavailableError,
+    UnpackError,
     UnsupportedFeatureError,
     VerificationError,
 )
@@ -34,6 +35,7 @@ ERRNO_OF: dict[type[LazyfsError], int] = {
     PlanError: errno.EIO,
     MountError: errno.EIO,
     ConversionError: errno.EIO,
+    UnpackError: errno.EIO,
 }
 
 ORDINARY_ANSWERS = (

@@ -365,13 +365,13 @@ def test_foreground(directory):
 
 def test_status_for_a_person(tmp_path):
     with mounted("basic", tmp_path) as mount:
-        said = lazyfs("status", os.fspath(mount.path)).stdout
+        said = " ".join(lazyfs("status", os.fspath(mount.path)).stdout.split())
         for fact in (
-            f"mount    {mount.path}",
-            "state    mounted",
-            "fetched  4.0 KiB in 2 requests",
+            f"mount {mount.path}",
+            "state mounted",
+            "fetched 4.0 KiB in 2 requests",
             "3 hits, 1 misses",
-            "1 sha256:abababababab  yes   none         1.0 MiB  512.0 KiB  4.0 KiB  2         1/16",
+            "1 sha256:abababababab yes none 1.0 MiB 512.0 KiB 4.0 KiB 2 1/16",
             "it has a chunk table; no dm-verity: checked by SHA-512 only",
         ):
             assert fact in said
@@ -454,6 +454,24 @@ def test_without_root_a_killed_daemon_is_cleaned_up(nobody: Nobody):
     [folder] = nobody.runtime_folders()
     kill_processes(folder)
     assert nobody.status()["state"] == "dead"
+    nobody.lazyfs("umount", nobody.mountpoint)
+    assert not nobody.is_mounted()
+    assert nobody.runtime_folders() == []
+
+
+def test_without_root_a_mount_survives_its_daemon(nobody: Nobody):
+    nobody.lazyfs("mount", "--quiet", "basic", nobody.mountpoint)
+    [folder] = nobody.runtime_folders()
+    for _ in range(3):
+        daemon = process_of(folder, roles.DAEMON)
+        assert daemon is not None
+        os.kill(daemon, signal.SIGKILL)
+        assert wait_for_end(daemon)
+        cat = [*nobody.prefix, "cat", f"{nobody.mountpoint}/hello"]
+        assert subprocess.run(cat, capture_output=True, timeout=60).stdout == b"hello world\n"
+    assert nobody.status()["survival"]["survives"] is True
+    nobody.lazyfs("restart", nobody.mountpoint)
+    assert nobody.status()["survival"]["restarts"] == 4
     nobody.lazyfs("umount", nobody.mountpoint)
     assert not nobody.is_mounted()
     assert nobody.runtime_folders() == []

@@ -148,7 +148,8 @@ def test_rotten_documents_are_fetched_again(registry: OwnRegistry, tmp_path: Pat
         if harm == "folder":
             path.mkdir()
         else:
-            kept = {"empty": b"", "truncated": data[: len(data) // 2], "flipped": data}
+            half = data[: len(data) // 2]
+            kept = {"empty": bytearray(), "truncated": half, "flipped": data}
             path.write_bytes(kept[harm])
     with mounted(registry.by_digest, tmp_path / "mnt", *mount_options(registry)) as mount:
         read_all(mount)

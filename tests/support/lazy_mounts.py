@@ -65,6 +65,14 @@ class LazyMount:
         assert isinstance(totals, dict)
         return totals
 
+    def failures(self) -> dict[str, int]:
+        """How many requests of readers failed, by errno name."""
+        fuse = self.status()["fuse"]
+        assert isinstance(fuse, dict)
+        failures = fuse["failures"]
+        assert isinstance(failures, dict)
+        return failures
+
     def log(self) -> str:
         """What its daemon has said."""
         return (self.folder / "log").read_text(errors="replace")
