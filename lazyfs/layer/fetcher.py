@@ -117,6 +117,8 @@ class PieceFetcher:
         self._source = source
         self._counters = counters
         self._name = name
+        self._gone = False
+        """Whether the source failed the last time (logged once, until it answers again)."""
 
     async def read(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes]:
         """Bytes of stored pieces, which are fetched first where they are missing.
@@ -284,6 +286,7 @@ class PieceFetcher:
                 self._fail(fetch, error)
             return
         del pending[piece.key]
+        self._gone = False
         with flight:
             flight.land(stored)
             if fetch.rotten:
@@ -333,7 +336,10 @@ class PieceFetcher:
 
     def _fail(self, fetch: _Fetch, error: LazyfsError) -> None:
         self._counters.failed(error)
-        self._log_failure("cannot be read", fetch.piece, error)
+        gone = isinstance(error, SourceUnavailableError)
+        if not (gone and self._gone):
+            self._log_failure("cannot be read", fetch.piece, error)
+        self._gone = gone
         fetch.flight.fail(error)
 
     def _log_failure(self, how: str, piece: Piece, error: LazyfsError) -> None:

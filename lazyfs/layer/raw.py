@@ -1,5 +1,6 @@
 """A raw EROFS blob read by ranges, without any proof (``--verify=off`` only)."""
 
+from lazyfs.errors import SourceUnavailableError
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.paged import PagedReader
@@ -18,5 +19,13 @@ class RawLayer(PagedReader):
         self._source = source
 
     async def read_proven(self, offset: int, length: int) -> bytes:
-        """Bytes of the blob, as they come."""
-        return await self._source.fetch(ByteRange(offset, length))
+        """Bytes of the blob, as they come.
+
+        Raises:
+            SourceUnavailableError: they do not.
+        """
+        try:
+            return await self._source.fetch(ByteRange(offset, length))
+        except SourceUnavailableError as error:
+            self.counters.failed(error)
+            raise

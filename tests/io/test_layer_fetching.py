@@ -189,6 +189,34 @@ async def test_all_readers_fail_with_the_source_and_later_ones_try_again(layer: 
         assert blob.requests == [spanning(layer, 2, 2)]
 
 
+async def test_a_source_that_is_gone_is_logged_once_until_it_answers(caplog):
+    layer = build.seekable(IMAGE, CHUNK)
+    async with rigged() as rig:
+        opened = await rig.open(layer)
+        for expected in (1, 2):
+            opened.blob.down = True
+            for _ in range(5):
+                with pytest.raises(SourceUnavailableError):
+                    await opened.expect_all()
+            assert len(caplog.records) == expected
+            assert "test/image layer 1: chunk" in caplog.text
+            opened.blob.down = False
+            await opened.expect(expected * CHUNK, 10)
+        assert opened.counters.errors == 5 * 9 + 5 * 8
+
+
+async def test_without_verification_failures_of_a_raw_layer_count():
+    async with rigged() as rig:
+        opened = await rig.open(build.raw(IMAGE), VerifyMode.OFF)
+        opened.blob.down = True
+        with pytest.raises(SourceUnavailableError):
+            await opened.expect(0, 10)
+        assert opened.counters.errors == 1
+        assert "connection refused" in (opened.counters.last_error or "")
+        opened.blob.down = False
+        await opened.expect_all()
+
+
 async def test_chunks_that_came_before_the_source_failed_are_kept():
     layer = build.seekable(IMAGE, CHUNK)
     async with rigged() as rig:
