@@ -33,7 +33,7 @@ class FakeSystemd:
             "NOTIFY_SOCKET": self.address,
             "WATCHDOG_USEC": str(WATCHDOG_S * 1_000_000),
         }
-        command = [*PROGRAM, *map(os.fspath, words)]
+        command = [*PROGRAM, *(os.fspath(word) for word in words)]
         if self.store:
             [(name, descriptor)] = self.store.items()
             environment |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": name}
