@@ -50,6 +50,18 @@ class BlobSource(Protocol):
         ...
 
 
+class Notebook(Protocol):
+    """Small notes on disk, which a later mount may find again. The disk is not to be trusted."""
+
+    async def read(self, name: str) -> bytes | None:
+        """A note as it was kept; None if it is not there."""
+        ...
+
+    async def write(self, name: str, content: bytes) -> None:
+        """Keep a note, if that is possible."""
+        ...
+
+
 class VerifiedReader(Protocol):
     """Random access to the verified bytes of one device of an image."""
 

@@ -29,7 +29,7 @@ from lazyfs.errors import (
     SourceUnavailableError,
     VerificationError,
 )
-from lazyfs.interfaces import BlobSource
+from lazyfs.interfaces import BlobSource, Notebook
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.model import ByteRange
 from lazyfs.verity.trusted import LEAF_LIMIT_BYTES
@@ -89,6 +89,8 @@ class Engine:
     """Threads that check and decompress."""
     leaf_bytes: int = LEAF_LIMIT_BYTES
     """Proven leaf blocks of its hash tree that one layer keeps in memory."""
+    notes: Notebook | None = None
+    """What layers note for a later mount."""
     decoded: Memo = field(default_factory=lambda: Memo(DECODED_BYTES))
     """Decompressed chunks, by layer and index, where the store has none in that form."""
     store_failed: bool = False
@@ -143,11 +145,13 @@ class PieceFetcher:
         if not missing:
             return [data for data in found if data is not None]
         self._counters.cache_misses += len(missing)
+        flying = self._engine.flights.flying
+        joined = {index for index in missing if flying(wanted[index][0].key) is not None}
         self.begin(wanted[index][0] for index in missing)
         # Held from the start: a flight may end before its turn comes, and the store lose the piece.
         flights = [self._engine.flights.flying(wanted[index][0].key) for index in missing]
         for index, flight in zip(missing, flights, strict=True):
-            found[index] = await self._arrival(flight, *wanted[index])
+            found[index] = await self._arrival(flight, *wanted[index], again=index in joined)
         return [data for data in found if data is not None]
 
     def begin(self, pieces: Iterable[Piece]) -> None:
@@ -215,12 +219,20 @@ class PieceFetcher:
                 return data
 
     async def _arrival(
-        self, flight: Flight | None, piece: Piece, offset: int, length: int
+        self, flight: Flight | None, piece: Piece, offset: int, length: int, *, again: bool = False
     ) -> bytes:
-        """Bytes of a piece that is being fetched: by ``flight`` or by another process."""
+        """Bytes of a piece that is being fetched: by ``flight`` or by another process.
+
+        With ``again`` the flight is older than the read: when its time is over, ours is not.
+        """
         flights = self._engine.flights
         while True:
-            data = await (flights.wait(piece.key) if flight is None else flight.outcome())
+            try:
+                data = await (flights.wait(piece.key) if flight is None else flight.outcome())
+            except SourceUnavailableError:
+                if not again:
+                    raise
+                again, data = False, None
             if data is not None:
                 return data[offset : offset + length]
             stored = self._engine.store.read(piece.key, offset, length)

@@ -3,11 +3,13 @@
 While the blob streams through, the image is cut into chunks whose SHA-512 is noted; when
 the whole blob turns out to have its digest, those notes are as good as a chunk table. The
 chunks lie in the store like any other, are checked against the notes when they are read
-back, and are fetched again if the store has lost them.
+back, and are fetched again if the store has lost them. The notes are kept for the next mount,
+which believes them only if the content as a whole has its digest.
 """
 
 import hashlib
 import logging
+import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -36,6 +38,10 @@ from registry.digest import Digest
 CHUNK_BYTES = 1 << 20
 MAX_IMAGE_BYTES = 1 << 40
 """An image that decodes to more is refused, so that a bomb ends somewhere."""
+
+_NOTE = struct.Struct("<Q")
+"""Length of the content; the SHA-512 of each chunk follow."""
+_DIGEST_BYTES = 64
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +101,45 @@ class WholeLayer(PagedReader):
         self._passing = trio.Lock()
 
     async def fill(self) -> None:
+        """Have all in the store, with digests noted: as an earlier mount left it, or fetched.
+
+        Raises:
+            DigestMismatchError, ImageFormatError, SourceUnavailableError.
+        """
+        notes = self._engine.notes
+        name = (
+            f"whole-{self._plan.descriptor.digest.algorithm}-{self._plan.descriptor.digest.encoded}"
+        )
+        if notes is not None and await self._recall(await notes.read(name)):
+            return
+        await self._fetch()
+        if notes is not None:
+            await notes.write(name, _NOTE.pack(self.size_bytes) + b"".join(self._digests))
+
+    async def _recall(self, note: bytes | None) -> bool:
+        """Whether all is in the store, as a note says and the content's own digest proves."""
+        raw = self._plan.encoding is LayerEncoding.RAW
+        proof = self._plan.descriptor.digest if raw else self._plan.diff_id
+        if note is None or proof is None:
+            return False
+        size, digests = _decode_note(note)
+        content = hashlib.new(proof.algorithm)
+        for index, digest in enumerate(digests):
+            length = min(CHUNK_BYTES, size - index * CHUNK_BYTES)
+            chunk = self._engine.store.read(_key(digest), 0, length)
+            if chunk is None:
+                return False
+            # The digest as well: what is read later is proven by it alone.
+            if await trio.to_thread.run_sync(_sha512, chunk) != digest:
+                break
+            await trio.to_thread.run_sync(content.update, chunk)
+        if content.hexdigest() != proof.encoded:
+            log.warning("%s: what the cache has of it is wrong: fetching it again", self._name)
+            return False
+        self.size_bytes, self._digests = size, digests
+        return True
+
+    async def _fetch(self) -> None:
         """Fetch all, noting digests.
 
         Raises:
@@ -222,6 +267,16 @@ class WholeLayer(PagedReader):
 
 class _EnoughError(Exception):
     """Ends a pass that has found its chunk."""
+
+
+def _decode_note(note: bytes) -> tuple[int, list[bytes]]:
+    """Size and digests of the chunks; as many of these as the size needs, or none at all."""
+    digests = [
+        note[start : start + _DIGEST_BYTES] for start in range(_NOTE.size, len(note), _DIGEST_BYTES)
+    ]
+    size = _NOTE.unpack_from(note)[0] if len(note) >= _NOTE.size else 0
+    fits = len(note) == _NOTE.size + -(-size // CHUNK_BYTES) * _DIGEST_BYTES
+    return (size, digests) if fits else (0, [])
 
 
 def _key(digest: bytes) -> ChunkKey:

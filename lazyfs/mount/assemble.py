@@ -128,6 +128,7 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
                 requests=trio.CapacityLimiter(REQUESTS_AT_ONCE),
                 workers=trio.CapacityLimiter(WORKER_THREADS),
                 leaf_bytes=max(LEAF_BYTES // len(plans), LEAST_LEAF_BYTES),
+                notes=documents,
             )
             opened = await _open_layers(source, resolved, plans, engine, options, documents)
             await documents.trim()

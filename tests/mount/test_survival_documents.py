@@ -188,6 +188,57 @@ def test_a_cache_folder_that_cannot_be_written_only_costs_the_documents(
     lazyfs("umount", tmp_path / "mnt")
 
 
+def erofs_layout(folder: Path, media_type: str, blob: bytes, annotations: dict[str, str]) -> None:
+    """An image of one EROFS layer, as another program might have made it."""
+    blobs = folder / "blobs/sha256"
+    blobs.mkdir(parents=True)
+
+    def put(data: bytes, media_type: str, **more: object) -> dict[str, object]:
+        name = hashlib.sha256(data).hexdigest()
+        (blobs / name).write_bytes(data)
+        return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(data), **more}
+
+    config = put(b"{}", "application/vnd.oci.image.config.v1+json")
+    layer = put(blob, media_type, annotations=annotations)
+    kind = "application/vnd.oci.image.manifest.v1+json"
+    document = {"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer]}
+    named = {"annotations": {"org.opencontainers.image.ref.name": "whole"}}
+    index = {"schemaVersion": 2, "manifests": [put(json.dumps(document).encode(), kind, **named)]}
+    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+@pytest.mark.parametrize("harm", ["none", "note", "chunk"])
+def test_a_layer_that_comes_whole_is_not_fetched_again(tmp_path: Path, harm: str):
+    tree, image = tmp_path / "tree", tmp_path / "image.erofs"
+    tree.mkdir()
+    (tree / "file").write_bytes(os.urandom(3 << 20))
+    subprocess.run(["mkfs.erofs", image, tree], check=True, capture_output=True)
+    layout, blob = tmp_path / "layout", image.read_bytes()
+    erofs_layout(layout, "application/vnd.erofs.layer.v1", blob, {})
+    cache = tmp_path / "cache"
+    options = ("--cache-dir", cache, f"oci:{layout}:whole")
+    with mounted(options[2], tmp_path / "mnt", *options[:2]) as mount:
+        assert mount.totals()["fetched_bytes"] == len(blob)
+        kill_daemon(mount.folder)
+        next_daemon(mount.path, mount.folder)
+        assert mount.totals()["fetched_bytes"] == 0
+        assert (mount.path / "file").read_bytes() == (tree / "file").read_bytes()
+    if harm == "note":
+        [note] = (cache / "documents").glob("whole-*")
+        content = bytearray(note.read_bytes()[32:])
+        content[100] ^= 1
+        forge(note, bytes(content))
+    if harm == "chunk":
+        chunk = next(path for path in cache.glob("chunks/sha512/*/*") if path.stat().st_size > 4096)
+        data = bytearray(chunk.read_bytes())
+        data[77] ^= 1
+        chunk.write_bytes(data)
+    with mounted(options[2], tmp_path / "mnt", *options[:2]) as mount:
+        assert (mount.totals()["fetched_bytes"] > 0) == (harm != "none")
+        assert (mount.path / "file").read_bytes() == (tree / "file").read_bytes()
+
+
 def test_a_local_image_that_was_replaced_is_not_gone_on_with(tmp_path: Path):
     tree, image = tmp_path / "tree", tmp_path / "image.erofs"
     tree.mkdir()
