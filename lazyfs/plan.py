@@ -22,7 +22,7 @@ from lazyfs.seekable.mediatypes import (
     is_erofs_layer,
     layout_of,
 )
-from lazyfs.seekable.pointers import Pointers, TablePointer
+from lazyfs.seekable.pointers import Pointers, TablePointer, TreePointer
 from lazyfs.seekable.specannotations import Role, SpecAnnotations, parse_spec_annotations
 from registry.digest import Digest
 from registry.manifest import Descriptor
@@ -57,6 +57,8 @@ class LayerPlan:
     """The blob that the chunk table lies in, if it is not the layer's own."""
     diff_id: Digest | None = None
     """Digest of what the blob decodes to, if its annotations say it."""
+    tree: TreePointer | None = None
+    """The dm-verity tree in what the blob decodes to, also where the blob is read whole."""
     devices: tuple["LayerPlan", ...] = ()
     """Blobs that hold data of this layer's image, in the order of its device table."""
     data: tuple["LayerPlan", ...] = ()
@@ -170,6 +172,7 @@ def plan_layer(
         why=why,
         index=index,
         diff_id=None if diff_id is None else Digest.parse(diff_id),
+        tree=annotations.tree(),
     )
 
 

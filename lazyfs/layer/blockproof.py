@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 from lazyfs.errors import DataBlockMismatchError, ImageFormatError
 from lazyfs.layer.contentfile import ContentFile
+from lazyfs.seekable.pointers import TreePointer
 from lazyfs.steps import Need, run
 from lazyfs.verity.audit import Report, TreeAudit, audit_tree
 from lazyfs.verity.geometry import geometry
-from lazyfs.verity.params import VerityParams, hash_blocks
+from lazyfs.verity.ondisk import SUPERBLOCK
+from lazyfs.verity.params import VerityParams, decode_superblock, hash_blocks
 
 
 class BrokenData(NamedTuple):
@@ -135,3 +137,27 @@ class BlockProof:
             if one != other and self._audit.is_proven(block):
                 broken.append(BrokenData(block, block * size, one, other))
         return broken
+
+
+def proof_in_content(file: ContentFile, size_bytes: int, tree: TreePointer) -> BlockProof:
+    """The proof of an image by the tree that ends its content.
+
+    Args:
+        file: begins with the content.
+        size_bytes: of the content.
+        tree: says where in it the tree lies.
+
+    Raises:
+        ImageFormatError, UnsupportedFeatureError: there is no such tree.
+        OSError: the file cannot be read.
+    """
+    if tree.offset + SUPERBLOCK.size_bytes > size_bytes:
+        raise ImageFormatError(f"dm-verity tree at {tree.offset} of {size_bytes} bytes")
+    params = decode_superblock(file.read(tree.offset, SUPERBLOCK.size_bytes))
+    proof = BlockProof(file, tree.offset, tree.offset, params, tree.root_digest)
+    if params.data_blocks > 1 and tree.offset + proof.payload_size_bytes > size_bytes:
+        raise ImageFormatError(
+            f"dm-verity tree at {tree.offset} of {size_bytes} bytes, "
+            f"it needs {proof.payload_size_bytes}"
+        )
+    return proof

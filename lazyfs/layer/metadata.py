@@ -107,9 +107,18 @@ async def fetch_metadata(
     return LayerMetadata(table, proven, size, verity)
 
 
-def plain_metadata(size_bytes: int) -> LayerMetadata:
-    """Of a blob that is the image itself, of whose parts nothing is known."""
-    return LayerMetadata(plain_table(size_bytes), False, size_bytes, None)
+def plain_metadata(pointers: Pointers | None, blob_size_bytes: int) -> LayerMetadata:
+    """Of a blob that is the content itself, of whose parts nothing is known.
+
+    Args:
+        pointers: to a table or tree that cannot be used.
+        blob_size_bytes: length of the blob.
+    """
+    content = blob_size_bytes if pointers is None else pointers.chunks_end
+    image = content
+    if pointers is not None and pointers.tree is not None and pointers.tree.in_content:
+        image = min(content, pointers.tree.offset)
+    return LayerMetadata(plain_table(content), False, image, None)
 
 
 async def fetch_hash_blocks(metadata: LayerMetadata, where: ByteRange, source: BlobSource) -> bytes:

@@ -25,7 +25,7 @@ from registry.manifest import Descriptor
 
 LAYERS_AT_ONCE = 4
 REQUESTS_AT_ONCE = 4
-MEMORY_BYTES = 64 << 20
+MEMORY_BYTES = 32 << 20
 """Stored bytes and chunks in memory; a single chunk may be larger."""
 
 

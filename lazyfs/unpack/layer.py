@@ -11,6 +11,7 @@ import trio
 from lazyfs.convert.progress import ProgressTask
 from lazyfs.errors import DigestMismatchError, UnpackError, UnsupportedFeatureError
 from lazyfs.interfaces import BlobSource
+from lazyfs.layer.blockproof import proof_in_content
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.limits import Limits
@@ -21,7 +22,7 @@ from lazyfs.layer.streamed import decode_into
 from lazyfs.plan import LayerPlan
 from lazyfs.seekable.mediatypes import LayerEncoding
 from lazyfs.unpack.assembly import Assembly
-from lazyfs.unpack.finished import FinishedLayer
+from lazyfs.unpack.finished import FinishedLayer, check_by_tree
 from lazyfs.unpack.folder import Identity, LayerFolder
 from lazyfs.unpack.options import TreeChoice
 from lazyfs.unpack.results import LayerResult, Outcome, Sidecar
@@ -103,7 +104,7 @@ async def _metadata(
         except UnsupportedFeatureError:
             pass
     if plan.encoding is LayerEncoding.RAW:
-        return plain_metadata(blob.size_bytes)
+        return plain_metadata(plan.pointers, blob.size_bytes)
     return None
 
 
@@ -122,7 +123,9 @@ async def _keep(
     with folder.finished() as file:
         sidecar = folder.read_sidecar()
         size = os.fstat(file.fd).st_size
-        finished = FinishedLayer(file, size, sidecar, metadata, job.digests, job.tree)
+        finished = FinishedLayer(
+            file, size, sidecar, metadata, job.plan.tree, job.digests, job.tree
+        )
         wrong = await finished.check(limits.workers, task)
     if wrong is not None:
         raise UnpackError(f"{folder.image} is there, but {wrong}: remove it to unpack it again")
@@ -150,10 +153,10 @@ class _Unpacking:
 
     async def fill(self, file: ContentFile, metadata: LayerMetadata | None) -> Sidecar | None:
         """Fill the file and give it its name."""
-        sidecar = None
         if metadata is None:
-            image_size = await self._stream(file)
+            image_size, sidecar = await self._stream(file)
         else:
+            sidecar = None
             image_size = metadata.image_size_bytes
             await self._assemble(file, metadata)
             if metadata.verity is not None:
@@ -171,8 +174,8 @@ class _Unpacking:
         await self._in_thread(self._folder.finish, file, sidecar)
         return sidecar
 
-    async def _stream(self, file: ContentFile) -> int:
-        """Decode a blob from its start; the size of the image."""
+    async def _stream(self, file: ContentFile) -> tuple[int, Sidecar | None]:
+        """Decode a blob from its start; the size of the image, and the tree behind it."""
         descriptor = self._job.plan.descriptor
         await self._in_thread(file.resize, 0)
         self._task.stage("unpacking", descriptor.size_bytes)
@@ -192,7 +195,12 @@ class _Unpacking:
         if streamed.broken is not None:
             raise streamed.broken
         self._check_content(streamed.content_sha256)
-        return streamed.content_size_bytes
+        size, tree = streamed.content_size_bytes, self._job.plan.tree
+        if tree is None:
+            return size, None
+        proof = await self._in_thread(proof_in_content, file, size, tree)
+        await check_by_tree(proof, file, tree.offset, self._limits.workers)
+        return tree.offset, Sidecar(tree.root_digest.hex(), tree.offset)
 
     def _content_end(self) -> int:
         """Where the encoded content ends in the blob."""

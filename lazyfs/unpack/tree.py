@@ -1,20 +1,23 @@
-"""A dm-verity tree of our own behind an image, made from the file and written into it."""
+"""A dm-verity tree of our own behind an image, made from the file and written into it.
 
-from collections.abc import Callable, Iterator
+Pieces are hashed in any order and their digests written where they belong, level by level.
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import trio
 
-from lazyfs.convert.ordered import map_in_order
 from lazyfs.erofs.ondisk import EROFS_SUPER_OFFSET
 from lazyfs.erofs.superblock import HEAD_BYTES, decode_superblock
 from lazyfs.errors import UnpackError
 from lazyfs.layer.contentfile import ContentFile
-from lazyfs.layer.pieces import PIECE_BYTES
+from lazyfs.layer.pieces import each_piece
 from lazyfs.layer.placement import round_up
-from lazyfs.model import ByteRange
 from lazyfs.unpack.results import Sidecar
-from lazyfs.verity.build import HashTreeWriter
-from lazyfs.verity.params import VerityParams
+from lazyfs.verity.build import tree_uuid
+from lazyfs.verity.geometry import geometry
+from lazyfs.verity.params import VerityParams, encode_superblock, hash_blocks
 
 ALGORITHM = "sha256"
 SALT = bytes(32)
@@ -57,35 +60,22 @@ async def append_tree(
     Raises:
         OSError: the disk is full.
     """
-    start = round_up(image_size_bytes, params.data_block_size_bytes)
-
-    def write(offset: int, data: bytes) -> None:
-        file.write(start + offset, data)
-
-    tree = HashTreeWriter(
-        image_size_bytes,
-        write,
-        algorithm=params.algorithm,
-        block_size_bytes=params.data_block_size_bytes,
-        salt=params.salt,
-    )
+    shape = geometry(params)
+    block_hash, block, step = params.hasher(), shape.block_size_bytes, params.digest_size_bytes
+    start = round_up(image_size_bytes, block)
     file.resize(image_size_bytes)
-    file.resize(start + tree.payload_size_bytes)
+    file.resize(start + shape.payload_size_bytes)
+    below, below_bytes = 0, image_size_bytes
+    for number, level in enumerate(shape.levels):
 
-    def hash_piece(where: ByteRange) -> tuple[int, bytes]:
-        return where.length, tree.hash_blocks(file.read(*where))
+        def hash_piece(offset: int, length: int, number: int = number, below: int = below) -> None:
+            digests = hash_blocks(block_hash, block, file.read(below + offset, length))
+            where = shape.digests(number, offset // block, len(digests) // step, step)
+            file.write(start + where.offset, digests)
 
-    async def take(hashed: tuple[int, bytes]) -> None:
-        length, digests = hashed
-        await trio.to_thread.run_sync(tree.add_digests, digests, limiter=workers)
-        on_progress(length)
-
-    ahead = int(workers.total_tokens)
-    await map_in_order(hash_piece, _pieces(image_size_bytes), take, workers=workers, ahead=ahead)
-    root, _ = tree.finish()
+        await each_piece(below_bytes, hash_piece, workers, None if number else on_progress)
+        below, below_bytes = start + level.first_block * block, level.blocks * block
+    root = hash_blocks(block_hash, block, file.read(below, below_bytes))
+    params = dataclasses.replace(params, uuid=tree_uuid(params, root))
+    file.write(start, encode_superblock(params))
     return Sidecar(root.hex(), start)
-
-
-def _pieces(size_bytes: int) -> Iterator[ByteRange]:
-    for offset in range(0, size_bytes, PIECE_BYTES):
-        yield ByteRange(offset, min(PIECE_BYTES, size_bytes - offset))

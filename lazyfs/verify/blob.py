@@ -5,7 +5,6 @@ chunks, and the EROFS image. What is broken leaves a hole there that nobody may 
 """
 
 import hashlib
-from bisect import bisect_right
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -20,23 +19,24 @@ from lazyfs.errors import (
     ImageFormatError,
     LazyfsError,
     PlanError,
-    TruncatedRecordError,
     UnsupportedFeatureError,
     VerificationError,
 )
-from lazyfs.layer.blockproof import BlockProof, BrokenData
+from lazyfs.layer.blockproof import BlockProof, BrokenData, proof_in_content
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.layer.contenthash import ContentHash
 from lazyfs.layer.fetcher import cut
 from lazyfs.layer.limits import Limits
 from lazyfs.layer.metadata import LayerMetadata, VerityMetadata, fetch_metadata, plain_metadata
+from lazyfs.layer.pieces import each_piece
 from lazyfs.layer.placement import file_size, payload_offset
 from lazyfs.layer.source import RegistrySource
 from lazyfs.layer.streamed import decode_into
 from lazyfs.model import ByteRange
 from lazyfs.plan import LayerPlan
 from lazyfs.seekable.mediatypes import LayerEncoding
-from lazyfs.seekable.pointers import Pointers
+from lazyfs.seekable.pointers import Pointers, TreePointer
+from lazyfs.verify.content import Content
 from lazyfs.verify.findings import Kind, LayerReport, place
 from lazyfs.verity.audit import BrokenBlock
 from registry.digest import Digest
@@ -47,52 +47,6 @@ Ts = TypeVarTuple("Ts")
 
 TAIL_BYTES = 1 << 20
 """What is no chunk is read in pieces of this size."""
-
-
-class Content:
-    """What could be had of a layer's content."""
-
-    def __init__(self, file: ContentFile, size_bytes: int, broken: list[ByteRange]) -> None:
-        """Take a file and what is missing in it.
-
-        Args:
-            file: begins with the image.
-            size_bytes: of the image.
-            broken: ranges that could not be had, in order.
-        """
-        self.size_bytes = size_bytes
-        self._file = file
-        self._broken = broken
-
-    def check(self, offset: int, length: int) -> None:
-        """Check that bytes are there.
-
-        Raises:
-            TruncatedRecordError: they pass the end.
-            DigestMismatchError: they lie in something broken.
-        """
-        if offset < 0 or length < 0 or offset + length > self.size_bytes:
-            raise TruncatedRecordError(
-                f"{length} bytes at offset {offset} pass the end of an image of "
-                f"{self.size_bytes} bytes"
-            )
-        index = bisect_right(self._broken, offset, key=lambda where: where.offset) - 1
-        for where in self._broken[max(0, index) : index + 2]:
-            if where.offset < offset + length and offset < where.end:
-                raise DigestMismatchError(
-                    f"{length} bytes at offset {offset} lie in what is broken "
-                    f"({where.length} bytes at {where.offset})"
-                )
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Bytes of the image.
-
-        Raises:
-            TruncatedRecordError, DigestMismatchError: as ``check``.
-            OSError: the disk failed.
-        """
-        self.check(offset, length)
-        return self._file.read(offset, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +118,7 @@ class BlobCheck:
                     self._findings.add(Kind.TREE, error)
                     return metadata
         if plan.encoding is LayerEncoding.RAW:
-            return plain_metadata(self._blob.size_bytes)
+            return plain_metadata(pointers, self._blob.size_bytes)
         return None
 
     async def _table_alone(self, pointers: Pointers) -> LayerMetadata | None:
@@ -181,10 +135,8 @@ class BlobCheck:
 
     def _image_size(self, content_size_bytes: int) -> int:
         """The image's part of the content."""
-        pointers = self._job.plan.pointers
-        if pointers is None or pointers.tree is None or not pointers.tree.in_content:
-            return content_size_bytes
-        return min(content_size_bytes, pointers.tree.offset)
+        tree = self._job.plan.tree
+        return content_size_bytes if tree is None else min(content_size_bytes, tree.offset)
 
     async def _decode_whole(self) -> Content | None:
         """Check a blob that can only be decoded from its start, or whose table is broken."""
@@ -203,7 +155,22 @@ class BlobCheck:
             return None
         self._check_diff_id(streamed.content_sha256)
         size = self._counts.image_bytes = self._image_size(streamed.content_size_bytes)
+        if plan.tree is not None:
+            with self._findings.take(Kind.TREE):
+                await self._check_tree(plan.tree, streamed.content_size_bytes)
         return Content(self._file, size, [])
+
+    async def _check_tree(self, tree: TreePointer, content_size_bytes: int) -> None:
+        """Check a content that is there by the tree in it."""
+        proof = await self._in_thread(proof_in_content, self._file, content_size_bytes, tree)
+        payload = ByteRange(tree.offset, content_size_bytes - tree.offset)
+        await self._audit(proof, partial(self._hash_block, proof, payload, "content"))
+
+        def check(offset: int, length: int) -> None:
+            for block in proof.check(offset, self._file.read(offset, length)):
+                self._data_block(proof, block)
+
+        await each_piece(tree.offset, check, self._limits.workers)
 
     async def _in_parts(self, metadata: LayerMetadata) -> None:
         """Check chunk by chunk."""
@@ -239,25 +206,25 @@ class BlobCheck:
                     async for piece in pieces:
                         await self._in_thread(self._file.write, offset, piece)
                         offset += len(piece)
-            audit = await self._in_thread(proof.audit, partial(self._hash_block, verity))
-            self._proof = proof
-            self._counts.hash_blocks = audit.blocks
-            self._counts.data_blocks = verity.params.data_blocks
-            lost = sum(map(len, audit.unproven))
-            if lost:
-                self._notes.append(f"{lost} data blocks were not checked: their digests are broken")
+            kind = "content" if verity.in_content else "blob"
+            await self._audit(proof, partial(self._hash_block, proof, verity.payload, kind))
 
-    def _hash_block(self, verity: VerityMetadata, block: BrokenBlock) -> None:
-        start = verity.payload.offset + block.where.offset
-        self._findings.add(
-            Kind.HASH_BLOCK,
-            block.error(verity.params.algorithm),
-            level=block.level,
-            block=block.number,
-            **place(
-                "content" if verity.in_content else "blob", ByteRange(start, block.where.length)
-            ),
-        )
+    async def _audit(self, proof: BlockProof, report: Callable[[BrokenBlock], None]) -> None:
+        """Prove the tree; what is unproven then is not held against the data."""
+        audit = await self._in_thread(proof.audit, report)
+        self._proof = proof
+        self._counts.hash_blocks = audit.blocks
+        self._counts.data_blocks = proof.params.data_blocks
+        lost = sum(map(len, audit.unproven))
+        if lost:
+            self._notes.append(f"{lost} data blocks were not checked: their digests are broken")
+
+    def _hash_block(
+        self, proof: BlockProof, payload: ByteRange, kind: str, block: BrokenBlock
+    ) -> None:
+        where = place(kind, ByteRange(payload.offset + block.where.offset, block.where.length))
+        error = block.error(proof.params.algorithm)
+        self._findings.add(Kind.HASH_BLOCK, error, level=block.level, block=block.number, **where)
 
     async def _fetch_tree_chunks(self, metadata: LayerMetadata, payload: ByteRange) -> None:
         """Get the chunks that hold the tree, ahead of the others."""
@@ -377,8 +344,12 @@ class BlobCheck:
 
     def _check_diff_id(self, found: str) -> None:
         """Hold the content against the configuration and, in some layouts, the manifest."""
-        for wanted in {self._job.diff_id, self._job.plan.diff_id} - {None}:
-            if wanted is not None and wanted.algorithm == "sha256" and wanted.encoded != found:
+        for wanted in (self._job.diff_id, self._job.plan.diff_id):
+            if wanted is None:
+                continue
+            if wanted.algorithm != "sha256":
+                self._notes.append(f"the diff ID was not checked: {wanted} is not SHA-256")
+            elif wanted.encoded != found:
                 self._findings.add(Kind.DIFF_ID, f"wanted {wanted}, found sha256:{found}")
 
     async def _in_thread(self, work: Callable[[*Ts], T], *args: *Ts) -> T:

@@ -24,7 +24,8 @@ from lazyfs.model import VerifyMode
 from lazyfs.plan import LayerPlan, plan_layer, plan_layers
 from lazyfs.resolve import ResolvedImage, resolve_image
 from lazyfs.seekable.mediatypes import is_erofs_layer
-from lazyfs.verify.blob import BlobCheck, BlobJob, Content, check_digest
+from lazyfs.verify.blob import BlobCheck, BlobJob, check_digest
+from lazyfs.verify.content import Content
 from lazyfs.verify.findings import Kind, LayerReport, Report
 from lazyfs.verify.structure import check_structure
 from registry.digest import Digest
@@ -35,7 +36,7 @@ from registry.manifest import Descriptor, Manifest
 IMAGES_AT_ONCE = 2
 """EROFS images that are checked side by side; each has its content in a temporary file."""
 
-MEMORY_BYTES = 64 << 20
+MEMORY_BYTES = 32 << 20
 """Stored bytes and chunks in memory; a single chunk may be larger."""
 
 Contents: TypeAlias = dict[int, Content | None]

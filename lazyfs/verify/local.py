@@ -11,7 +11,7 @@ from lazyfs.convert.progress import Progress, ProgressTask
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.layer.pieces import PIECE_BYTES
 from lazyfs.model import ByteRange
-from lazyfs.verify.blob import Content
+from lazyfs.verify.content import Content
 from lazyfs.verify.findings import Kind, LayerReport, Report, place
 from lazyfs.verify.structure import check_structure
 

@@ -10,7 +10,7 @@ from lazyfs.erofs.fsck import Problem, check_tree
 from lazyfs.erofs.image import open_image
 from lazyfs.errors import LazyfsError, TruncatedRecordError
 from lazyfs.steps import Derive, Need, Request, Steps
-from lazyfs.verify.blob import Content
+from lazyfs.verify.content import Content
 from lazyfs.verify.findings import Counts, Findings, Kind
 
 DERIVED_BYTES = 16 << 20

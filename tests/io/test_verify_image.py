@@ -20,9 +20,10 @@ from tests.support.layer_builder import (
     seekable,
     spec_raw,
     spec_seekable,
+    without_index,
     zstd,
 )
-from tests.support.layer_layouts import Layout, flip, nodes, tree_image, write_image
+from tests.support.layer_layouts import Layout, content, flip, nodes, tree_image, write_image
 
 BLOCK = 4096
 
@@ -39,6 +40,7 @@ FORMS = {
     "spec, odd chunks": lambda image: spec_seekable(image, chunk=50_001),
     "spec, no tree": lambda image: spec_seekable(image, verity=None),
     "spec, raw": lambda image: spec_raw(image, Verity()),
+    "spec, no index": lambda image: without_index(spec_seekable(image)),
     "raw": raw,
     "zstd": zstd,
     "zstd frames": lambda image: zstd(image, 100_000),
@@ -93,7 +95,9 @@ def _block(form: str) -> int:
     return 512 if form == "small blocks" else BLOCK
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if "zstd" not in form])
+@pytest.mark.parametrize(
+    "form", [form for form in FORMS if "zstd" not in form and "no index" not in form]
+)
 @pytest.mark.parametrize("which", [0, 3, -1])
 async def test_a_flipped_bit_in_a_chunk(form: str, which: int, image: bytes, tmp_path: Path):
     layer: Layer = FORMS[form](image)
@@ -253,6 +257,32 @@ async def test_a_blob_that_is_not_there(damage: str, image: bytes, tmp_path: Pat
     report = await verify(layout)
     assert kinds(report) == {Kind.BLOB}
     assert [part.findings.count for part in report.layers] == [1, 0]
+
+
+async def test_a_tree_that_is_found_only_by_decoding(image: bytes, tmp_path: Path):
+    """Its blob is as it should be; the root is that of another image."""
+    layer = FORMS["spec, no index"](image)
+    root = spec_seekable(tree_image(300_001)).annotations["org.erofs.dmverity.root_digest"]
+    report = await verify(write_image(tmp_path / "image", [layer.changed(root_digest=root)]))
+    assert kinds(report) == {Kind.HASH_BLOCK}
+    changed = bytearray(image)
+    changed[50_000] ^= 1
+    other = FORMS["spec, no index"](bytes(changed))
+    layer = spec_seekable(image)
+    tree = content(layer)[layer.tree.offset :]
+    mixed = zstd(bytes(changed) + tree)
+    report = await verify(
+        write_image(
+            tmp_path / "mixed",
+            [
+                replace(other, blob=mixed.blob).changed(
+                    root_digest=layer.annotations["org.erofs.dmverity.root_digest"]
+                )
+            ],
+        )
+    )
+    assert kinds(report) == {Kind.DATA_BLOCK}
+    assert found(report)[0].where["block"] == 50_000 // BLOCK
 
 
 @pytest.mark.parametrize("form", ["zstd", "zstd frames"])

@@ -18,7 +18,7 @@ from lazyfs.errors import DigestMismatchError, TruncatedRecordError
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.model import ByteRange
 from lazyfs.steps import Need, run
-from lazyfs.verify.blob import Content
+from lazyfs.verify.content import Content
 from lazyfs.verify.findings import Counts, Finding, Findings
 from lazyfs.verify.structure import check_structure
 from tests.support.erofs_files import (

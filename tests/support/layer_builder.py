@@ -176,6 +176,13 @@ def spec_seekable(
     return Layer(image, blob, SPEC_ZSTD_LAYER, annotations.encode(), frames, where, tree)
 
 
+def without_index(layer: Layer) -> Layer:
+    """A layer of the image specification that can only be decoded from its start."""
+    kept = {key: value for key, value in layer.annotations.items() if "chunk-index" not in key}
+    blob = layer.blob[: layer.frames[-1].end]
+    return replace(layer, blob=blob, annotations=kept, frames=(), table=ByteRange(0, 0))
+
+
 def raw(image: bytes) -> Layer:
     """The image as its own blob."""
     return Layer(image, image, RAW_LAYER)
