@@ -104,7 +104,7 @@ class _Resolution:
             ValueError, KeyError, TypeError, ContentError: something else.
         """
         values = json.loads(text)
-        digest = Digest.parse(values["digest"])
+        digest = Digest.parse(str(values["digest"]))
         descriptor = Descriptor(str(values["mediaType"]), digest, int(values["size"]))
         return cls(descriptor, float(values["when"]))
 
