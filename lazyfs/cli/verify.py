@@ -117,7 +117,8 @@ def _verdict(layer: LayerReport) -> str:
         if count
     ]
     verdict = f"{layer.findings.count} BROKEN" if layer.findings.count else "ok"
-    return ", ".join([verdict, format_size(counts.image_bytes), *looked_at])
+    size = [format_size(counts.image_bytes)] if counts.image_bytes else []
+    return ", ".join([verdict, *size, *looked_at])
 
 
 def _finding_lines(indent: str, findings: Findings) -> Iterator[str]:

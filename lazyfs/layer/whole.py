@@ -107,9 +107,7 @@ class WholeLayer(PagedReader):
             DigestMismatchError, ImageFormatError, SourceUnavailableError.
         """
         notes = self._engine.notes
-        name = (
-            f"whole-{self._plan.descriptor.digest.algorithm}-{self._plan.descriptor.digest.encoded}"
-        )
+        name = note_name(self._plan.descriptor.digest)
         if notes is not None and await self._recall(await notes.read(name)):
             return
         await self._fetch()
@@ -122,11 +120,11 @@ class WholeLayer(PagedReader):
         proof = self._plan.descriptor.digest if raw else self._plan.diff_id
         if note is None or proof is None:
             return False
-        size, digests = _decode_note(note)
+        size, digests = decode_note(note)
         content = hashlib.new(proof.algorithm)
         for index, digest in enumerate(digests):
             length = min(CHUNK_BYTES, size - index * CHUNK_BYTES)
-            chunk = self._engine.store.read(_key(digest), 0, length)
+            chunk = self._engine.store.read(chunk_key(digest), 0, length)
             if chunk is None:
                 return False
             # The digest as well: what is read later is proven by it alone.
@@ -157,7 +155,7 @@ class WholeLayer(PagedReader):
             self.size_bytes += len(chunk)
             if self.size_bytes > MAX_IMAGE_BYTES:
                 raise ImageFormatError(f"image of more than {MAX_IMAGE_BYTES} bytes")
-            await self._engine.keep(_key(digest), chunk)
+            await self._engine.keep(chunk_key(digest), chunk)
 
         await self._pass(0, keep, hasher.update)
         self._check("blob", wanted, hasher.hexdigest())
@@ -206,7 +204,7 @@ class WholeLayer(PagedReader):
         """A chunk that the store has; a rotten one is dropped."""
         digest = self._digests[index]
         length = min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
-        data = self._engine.store.read(_key(digest), 0, length)
+        data = self._engine.store.read(chunk_key(digest), 0, length)
         if data is None:
             return None
         found = await trio.to_thread.run_sync(_sha512, data)
@@ -223,7 +221,7 @@ class WholeLayer(PagedReader):
             found.hex(),
         )
         try:
-            await self._engine.store.discard(_key(digest))
+            await self._engine.store.discard(chunk_key(digest))
         except CacheError as error:
             log.warning("%s: chunk %d stays in the cache: %s", self._name, index, error)
         return None
@@ -239,7 +237,7 @@ class WholeLayer(PagedReader):
                 raise DigestMismatchError(
                     f"chunk {number} of the image from {self._source.origin} has changed"
                 )
-            await self._engine.keep(_key(self._digests[number]), chunk)
+            await self._engine.keep(chunk_key(self._digests[number]), chunk)
             if number == index:
                 found.append(chunk)
                 raise _EnoughError
@@ -269,7 +267,7 @@ class _EnoughError(Exception):
     """Ends a pass that has found its chunk."""
 
 
-def _decode_note(note: bytes) -> tuple[int, list[bytes]]:
+def decode_note(note: bytes) -> tuple[int, list[bytes]]:
     """Size and digests of the chunks; as many of these as the size needs, or none at all."""
     digests = [
         note[start : start + _DIGEST_BYTES] for start in range(_NOTE.size, len(note), _DIGEST_BYTES)
@@ -279,7 +277,13 @@ def _decode_note(note: bytes) -> tuple[int, list[bytes]]:
     return (size, digests) if fits else (0, [])
 
 
-def _key(digest: bytes) -> ChunkKey:
+def note_name(blob: Digest) -> str:
+    """Under which the note of a blob is kept."""
+    return f"whole-{blob.algorithm}-{blob.encoded}"
+
+
+def chunk_key(digest: bytes) -> ChunkKey:
+    """Under which a chunk is stored."""
     return ChunkKey("sha512", digest.hex(), "data")
 
 

@@ -4,6 +4,7 @@ Only what opens the layers is asked for again, if it is not kept itself: manifes
 the top of each tree. Chunks and hash blocks are never fetched.
 """
 
+import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.hashes import piece_key, piece_size
 from lazyfs.layer.metadata import LayerMetadata, VerityMetadata, fetch_metadata
 from lazyfs.layer.source import RegistrySource
+from lazyfs.layer.whole import CHUNK_BYTES, chunk_key, decode_note, note_name
 from lazyfs.model import ByteRange, VerifyMode
 from lazyfs.plan import LayerPlan, plan_layers
 from lazyfs.verify.findings import Kind, LayerReport, Report
@@ -118,10 +120,36 @@ class _LayerCheck:
     async def run(self, source: KeptSource, documents: Documents, task: ProgressTask) -> None:
         """Check all that can be proven."""
         if self._plan.pointers is None:
-            self._report.notes.append(
-                "not checked: only a mount that has fetched the whole layer knows its parts"
-            )
+            await self._check_whole(await documents.read(note_name(self._plan.descriptor.digest)))
+        else:
+            await self._check_parts(source, documents, task)
+        if self._repair:
+            for key in self._rotten:
+                await self._store.discard(key)
+
+    async def _check_whole(self, note: bytes | None) -> None:
+        """Of a layer that was fetched whole each chunk has the digest that was noted then."""
+        size, digests = decode_note(note or b"")
+        if not digests:
+            self._report.notes.append("nothing is kept of it as a whole, which it would have to be")
             return
+
+        def check(index: int) -> bool:
+            key = chunk_key(digests[index])
+            length = min(CHUNK_BYTES, size - index * CHUNK_BYTES)
+            data = self.read(key, length, chunk=index)
+            if data is not None and hashlib.sha512(data).digest() != digests[index]:
+                self.found(key, "it does not have the SHA-512 that was noted", chunk=index)
+            return data is not None
+
+        kept = await self._each(len(digests), check)
+        self._report.counts.chunks = kept
+        self._report.notes.append(f"{kept} of {len(digests)} chunks are kept")
+
+    async def _check_parts(
+        self, source: KeptSource, documents: Documents, task: ProgressTask
+    ) -> None:
+        """Of a layer that is read in parts each is proven by digest or tree."""
         try:
             metadata = await self._metadata(source, documents)
         except (LazyfsError, RegistryError) as error:
@@ -133,9 +161,6 @@ class _LayerCheck:
             await self._check_frames(metadata, task)
         else:
             self._report.notes.append("not checked: nothing proves its chunks")
-        if self._repair:
-            for key in self._rotten:
-                await self._store.discard(key)
 
     async def _metadata(self, source: KeptSource, documents: Documents) -> LayerMetadata:
         """Table and tree; if what is kept of them is broken, from the registry."""
@@ -223,19 +248,29 @@ class _LayerCheck:
         """Run ``check`` for all chunks in threads; it tells whether the chunk is kept."""
         table = metadata.table
         task.stage("checking", table.content_size_bytes)
-        indexes = iter(range(len(table)))
+
+        def work(index: int) -> bool:
+            task.advance(table.chunk(index).length)
+            return check(index)
+
+        kept = self._report.counts.chunks = await self._each(len(table), work)
+        self._report.notes.append(f"{kept} of {len(table)} chunks are kept")
+
+    async def _each(self, count: int, check: Callable[[int], bool]) -> int:
+        """Run ``check`` for so many indexes in threads; how often it was true."""
+        indexes = iter(range(count))
+        kept = 0
 
         async def some() -> None:
+            nonlocal kept
             for index in indexes:
-                kept = await trio.to_thread.run_sync(check, index, limiter=self._workers)
-                self._report.counts.chunks += kept
-                self._report.counts.image_bytes += kept * table.chunk(index).length
-                task.advance(table.chunk(index).length)
+                found = await trio.to_thread.run_sync(check, index, limiter=self._workers)
+                kept += found
 
         async with trio.open_nursery() as nursery:
             for _ in range(int(self._workers.total_tokens)):
                 nursery.start_soon(some)
-        self._report.notes.append(f"{self._report.counts.chunks} of {len(table)} chunks are kept")
+        return kept
 
     def _read(self, chunks: Chunks, index: int, length: int) -> bytes | None:
         return self.read(chunks.piece(index).key, length, chunk=index)

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lazyfs.inspect import walk
 from lazyfs.mount.assemble import open_image
 from lazyfs.mount.options import MountOptions
 from tests.support.in_process import run_lazyfs
-from tests.support.layer_builder import Layer, Verity, raw, seekable, spec_raw, spec_seekable
+from tests.support.layer_builder import Layer, Verity, raw, seekable, spec_raw, spec_seekable, zstd
 from tests.support.layer_layouts import Layout, flip, tree_image, write_image
 from tests.support.registry_server import running_registry
 
@@ -173,13 +174,28 @@ def test_kept_documents_that_have_rotted(image: bytes, tmp_path: Path):
     assert (status, report["findings"]) == (0, [])
 
 
-def test_what_cannot_be_checked_is_said(image: bytes, tmp_path: Path):
-    layout = write_image(tmp_path / "image", [raw(image)])
+@pytest.mark.parametrize("form", [raw, zstd])
+def test_a_layer_that_was_fetched_whole(
+    form: Callable[[bytes], Layer], image: bytes, tmp_path: Path
+):
+    layout = write_image(tmp_path / "image", [form(image)])
     cache = tmp_path / "cache"
-    read_all(layout.name, cache)
+    cache.mkdir()
     status, report = verify(layout.name, "--cache-dir", cache)
     assert status == 0
-    assert report["notes"][0].startswith("not checked")
+    assert report["notes"][0].startswith("nothing is kept")
+    read_all(layout.name, cache)
+    status, report = verify(layout.name, "--cache-dir", cache)
+    assert (status, report["findings"]) == (0, [])
+    assert report["checked"]["chunks"] == -(-len(image) // (1 << 20))
+    victim = kept(cache, "data")[1]
+    flip(victim, 1000)
+    status, report = verify(layout.name, "--cache-dir", cache, "--repair")
+    assert status == 1
+    (finding,) = report["findings"]
+    assert isinstance(finding["chunk"], int)
+    assert not victim.exists()
+    assert verify(layout.name, "--cache-dir", cache)[0] == 0
 
 
 def test_no_cache(image: bytes, tmp_path: Path):
