@@ -53,7 +53,7 @@ def debian_image(folder: Path) -> Iterator[DebianImage]:
         tar, seekable = f"{registry.host}/debian:tar", f"{registry.host}/debian:seekable"
         pushed = registry.storage / "pushed"
         if not pushed.exists():
-            source = f"oci:{three_layers()}:{TAG}"
+            source = f"oci:{three_layers(target=folder / 'tar')}:{TAG}"
             options = ("--quiet", "--dest-tls-verify=false")
             run("skopeo", "copy", *options, source, f"docker://{tar}")
             pushed.touch()

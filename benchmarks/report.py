@@ -138,7 +138,9 @@ def costs(samples: Samples) -> Grid | None:
         fetched, read = facts.get("fetched_bytes", 0), facts.get("read_bytes", 0)
         counts = [facts.get(name) for name in ("requests", "fuse_requests")]
         memory = [facts[name] for name in ("rss_bytes", "pss_bytes", "peak_rss_bytes")]
-        amounts = [f"{fetched / MEBI:.1f}", f"{read / MEBI:.1f}"] if counts[0] else ["", ""]
+        amounts = (
+            [f"{fetched / MEBI:.1f}", f"{read / MEBI:.1f}"] if counts[0] is not None else ["", ""]
+        )
         over = f"{fetched / read:.2f}" if fetched and read else ""
         cells = [*amounts, over, *("" if count is None else f"{count:.0f}" for count in counts)]
         rows.append([contender, workload, state, *cells, *(f"{b / MEBI:.1f}" for b in memory)])

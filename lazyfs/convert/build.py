@@ -8,11 +8,10 @@ two in their right order. Nothing is unpacked and nothing is written twice.
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
 from lazyfs.convert.below import NOTHING_BELOW, Below, Lookups, add_entry, fill_gaps
-from lazyfs.convert.cutting import FileBorders
+from lazyfs.convert.cutting import EarlyCut, FileBorders
 from lazyfs.convert.images import read_at
 from lazyfs.convert.tarstream import Readable, TarEntry, TarReader
 from lazyfs.erofs.build.builder import ImageBuilder
@@ -20,6 +19,7 @@ from lazyfs.erofs.build.lower import LowerNames
 from lazyfs.erofs.build.metadata import BLOCK_SIZE
 from lazyfs.erofs.build.paths import shown
 from lazyfs.errors import ConversionError
+from lazyfs.model import ByteRange
 
 WHITEOUT_PREFIX = b".wh."
 META_PREFIX = b".wh..wh."
@@ -29,13 +29,21 @@ CHUNKS_FOR_METADATA_APART = 8
 """With file data for this many chunks, the first of them begins at a chunk's border."""
 
 
+EARLY_BYTES = 1 << 20
+"""How often it is looked which chunks are certain."""
+
+OnChunks = Callable[[Sequence[ByteRange]], None]
+
+
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
     """What an image depends on beside the tar."""
 
-    data_alignment_bytes: int = BLOCK_SIZE
-    """Where file data begin in an image with much of it: in a chunk of this size, so that the
-    metadata have chunks of their own."""
+    chunk_size_bytes: int = BLOCK_SIZE
+    """Of the chunks that the image will be cut into."""
+    free_chunks: bool = False
+    """Whether chunks may begin anywhere. Else the file data of an image with much of it begin at a
+    multiple of the chunk size, so that the metadata have chunks of their own."""
     file_borders: bool = False
     """Whether chunks should begin with files."""
     lowest: bool = False
@@ -66,7 +74,7 @@ class BuiltImage:
         """Take a finished image.
 
         Args:
-            spool: holds data, then metadata; it is closed with the image.
+            spool: holds data, then metadata; it must stay open.
             statistics: of the image.
             file_borders: where chunks should begin in the file data.
         """
@@ -78,6 +86,11 @@ class BuiltImage:
     def size_bytes(self) -> int:
         """Length of the image, a multiple of 4096."""
         return self.statistics.metadata_bytes + self.statistics.data_bytes
+
+    @property
+    def early_start(self) -> int:
+        """Where the file data begin."""
+        return self.statistics.metadata_bytes
 
     @property
     def borders(self) -> Sequence[int]:
@@ -105,30 +118,36 @@ class BuiltImage:
             parts.append(read_at(self._spool, offset - metadata_bytes, length))
         return b"".join(parts)
 
-    def close(self) -> None:
-        """Give the spool up."""
-        self._spool.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 class _FileSpool:
-    """The builder's spool over a file."""
+    """The builder's spool over a file; tells which chunks of it are certain."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(
+        self, file: BinaryIO, early: EarlyCut | None, on_chunks: OnChunks, *, in_files: bool
+    ) -> None:
+        """Tell ``on_chunks`` what ``early`` gives; ``in_files``: also inside of a file."""
         self._file = file
+        self._early = early
+        self._on_chunks = on_chunks
+        self._in_files = in_files
+        self._size = 0
+        self._told = 0
 
     def append(self, data: bytes | memoryview) -> None:
         self._file.write(data)
+        self._size += len(data)
+        if self._in_files:
+            self.tell()
+
+    def tell(self) -> None:
+        """Look for chunks now and then; all borders up to here are known."""
+        if self._early is None or self._size < self._told + EARLY_BYTES:
+            return
+        self._told = self._size
+        chunks = self._early.take(self._size)
+        if chunks:
+            self._file.flush()
+            self._on_chunks(chunks)
 
 
 def build_image(
@@ -138,53 +157,69 @@ def build_image(
     options: BuildOptions = BuildOptions(),
     below: Below = NOTHING_BELOW,
     on_names: Callable[[LowerNames], None] | None = None,
+    on_chunks: OnChunks | None = None,
 ) -> BuiltImage:
     """Convert a layer's tar stream; blocking, for a worker thread.
 
     Args:
         tar: the uncompressed stream; it is read to its end.
-        spool: an empty temporary file; it belongs to the image from now on, and is closed
-            if there is none.
+        spool: an empty temporary file, which the image then lies in.
         on_progress: told the bytes of the tar that were read so far, about every MiB.
         options: what the image depends on beside the tar.
         below: the layers below, for what the tar leaves open.
         on_names: told what layers above may ask this one.
+        on_chunks: told which chunks of the file data are in the spool, at the same place there,
+            and will be chunks of the image.
 
     Raises:
         ConversionError: the tar is damaged or holds what an image cannot.
         OSError: the spool cannot be written.
     """
-    builder = ImageBuilder(_FileSpool(spool), lowest=options.lowest)
     borders = FileBorders() if options.file_borders else None
+    early = None if on_chunks is None else _early_cut(options, borders)
+    file = _FileSpool(spool, early, on_chunks or _ignore, in_files=borders is None)
+    builder = ImageBuilder(file, lowest=options.lowest)
     reader = TarReader(tar, on_progress)
     entries = 0
-    try:
-        for entry in reader.entries():
-            before = builder.data_size
-            _add(builder, entry, reader)
-            if borders is not None:
-                borders.add(entry.path, before, builder.data_size - before)
-            entries += 1
-        if on_names is not None:
-            on_names(builder.names())
-        lookups = fill_gaps(builder, below)
-        alignment = _data_alignment(builder.data_size, options.data_alignment_bytes)
-        metadata = builder.finish(alignment)
-        spool.write(metadata)
-        spool.flush()
-    except BaseException:
-        spool.close()
-        raise
+    for entry in reader.entries():
+        before = builder.data_size
+        _add(builder, entry, reader)
+        if borders is not None:
+            borders.add(entry.path, before, builder.data_size - before)
+        file.tell()
+        entries += 1
+    if on_names is not None:
+        on_names(builder.names())
+    lookups = fill_gaps(builder, below)
+    metadata = builder.finish(_data_alignment(builder.data_size, options))
+    spool.write(metadata)
+    spool.flush()
     statistics = BuildStatistics(
         entries, builder.data_size, len(metadata), builder.dropped_xattrs, lookups
     )
     return BuiltImage(spool, statistics, borders.borders() if borders is not None else ())
 
 
-def _data_alignment(data_size_bytes: int, chunk_size_bytes: int) -> int:
+def _ignore(chunks: Sequence[ByteRange]) -> None:
+    """Nobody wants to know."""
+
+
+def _data_alignment(data_size_bytes: int, options: BuildOptions) -> int:
     """Where file data may begin; see decision note 4."""
-    apart = data_size_bytes >= CHUNKS_FOR_METADATA_APART * chunk_size_bytes
-    return chunk_size_bytes if apart and chunk_size_bytes % BLOCK_SIZE == 0 else BLOCK_SIZE
+    chunk = options.chunk_size_bytes
+    if options.free_chunks or chunk % BLOCK_SIZE:
+        return BLOCK_SIZE
+    return chunk if data_size_bytes >= CHUNKS_FOR_METADATA_APART * chunk else BLOCK_SIZE
+
+
+def _early_cut(options: BuildOptions, borders: FileBorders | None) -> EarlyCut | None:
+    """What cuts the data while they come; None: chunks are certain only in the end."""
+    chunk = options.chunk_size_bytes
+    if options.free_chunks:
+        return EarlyCut(chunk, 0, borders)
+    if chunk % BLOCK_SIZE:
+        return None
+    return EarlyCut(chunk, CHUNKS_FOR_METADATA_APART * chunk)
 
 
 def _add(builder: ImageBuilder, entry: TarEntry, reader: TarReader) -> None:

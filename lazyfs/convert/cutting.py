@@ -23,7 +23,11 @@ MARK_EVERY = 32
 
 
 def cut(
-    size_bytes: int, borders: Iterable[int], chunk_size_bytes: int, block_size_bytes: int = 1
+    size_bytes: int,
+    borders: Iterable[int],
+    chunk_size_bytes: int,
+    block_size_bytes: int = 1,
+    start: int = 0,
 ) -> Iterator[ByteRange]:
     """Cut an image at its borders, and what lies between them into chunks of a size.
 
@@ -32,8 +36,8 @@ def cut(
         borders: increasing, inside the image; 0 may be among them.
         chunk_size_bytes: of the largest chunk.
         block_size_bytes: a border inside a block moves to the end of the block.
+        start: what lies before it is left out.
     """
-    start = 0
     rounded = (-(-border // block_size_bytes) * block_size_bytes for border in borders)
     for border in chain(rounded, (size_bytes,)):
         end = min(border, size_bytes)
@@ -41,6 +45,48 @@ def cut(
             length = min(chunk_size_bytes, end - start)
             yield ByteRange(start, length)
             start += length
+
+
+class EarlyCut:
+    """Cuts file data into chunks while they come, before the metadata in front of them are known.
+
+    The chunks are those that ``cut`` gives for the finished image, if that begins a chunk with
+    its file data.
+    """
+
+    def __init__(
+        self, chunk_size_bytes: int, after_bytes: int = 0, borders: "FileBorders | None" = None
+    ) -> None:
+        """Cut into chunks of that size, and at borders.
+
+        Args:
+            chunk_size_bytes: of the largest chunk.
+            after_bytes: as long as there are fewer data, no chunk is certain.
+            borders: that grow with the data.
+        """
+        self._chunk_size_bytes = chunk_size_bytes
+        self._after_bytes = after_bytes
+        self._borders = borders
+        self._seen = 0
+        self._start = 0
+
+    def take(self, end: int) -> list[ByteRange]:
+        """The chunks that have become certain, relative to the beginning of the data.
+
+        Args:
+            end: data up to there have come, and all borders up to there are known.
+        """
+        found: list[ByteRange] = []
+        if end < self._after_bytes:
+            return found
+        for border in self._borders.borders()[self._seen :] if self._borders is not None else ():
+            self._seen += 1
+            found += cut(border, (), self._chunk_size_bytes, start=self._start)
+            self._start = border
+        while self._start + self._chunk_size_bytes <= end:
+            found.append(ByteRange(self._start, self._chunk_size_bytes))
+            self._start += self._chunk_size_bytes
+        return found
 
 
 class FileBorders:

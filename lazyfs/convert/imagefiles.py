@@ -23,18 +23,15 @@ class AlignedImage:
     """An image whose chunks are to begin with its files (``Image``)."""
 
     def __init__(self, image: Image) -> None:
-        """Look through ``image``, which belongs to this one from now on; blocks."""
+        """Look through ``image``; blocks."""
         self._image = image
         self.size_bytes = image.size_bytes
+        self.early_start = image.early_start
         self.borders: Sequence[int] = file_borders(image)
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes; thread-safe."""
         return self._image.read(offset, length)
-
-    def close(self) -> None:
-        """Close the image."""
-        self._image.close()
 
 
 def file_borders(image: Image) -> Sequence[int]:

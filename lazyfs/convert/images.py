@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import BinaryIO, Protocol, cast
 
 from lazyfs.convert.tarstream import Readable
@@ -50,7 +50,7 @@ def write_at(file: BinaryIO, offset: int, data: bytes) -> None:
 
 
 class Image(Protocol):
-    """A finished image, as the builder gives it too; ``close`` gives its file up."""
+    """A finished image, as the builder gives it too; its file must stay open."""
 
     @property
     def size_bytes(self) -> int:
@@ -62,20 +62,23 @@ class Image(Protocol):
         """Where chunks of any size should begin, increasing."""
         ...
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Exactly ``length`` bytes; thread-safe."""
+    @property
+    def early_start(self) -> int:
+        """Where those bytes begin whose chunks were certain before the image was finished."""
         ...
 
-    def close(self) -> None:
-        """Close the file, which removes it if it is a temporary one."""
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly ``length`` bytes; thread-safe."""
         ...
 
 
 class FileImage:
     """An image that lies in a file as it is."""
 
+    early_start = 0
+
     def __init__(self, file: BinaryIO, size_bytes: int) -> None:
-        """Take the first ``size_bytes`` of ``file``, which belongs to the image now."""
+        """Take the first ``size_bytes`` of ``file``."""
         self._file = file
         self._size_bytes = size_bytes
 
@@ -97,10 +100,6 @@ class FileImage:
         """
         return read_at(self._file, offset, length)
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
 
 class PaddedImage:
     """An image with zeros behind it, up to a whole number of blocks."""
@@ -108,6 +107,7 @@ class PaddedImage:
     def __init__(self, image: Image, block_size_bytes: int) -> None:
         """Show ``image``."""
         self._image = image
+        self.early_start = image.early_start
         self.size_bytes = -(-image.size_bytes // block_size_bytes) * block_size_bytes
 
     @property
@@ -121,18 +121,20 @@ class PaddedImage:
         data = self._image.read(offset, inside) if inside else b""
         return data + bytes(length - inside)
 
-    def close(self) -> None:
-        """Close the image."""
-        self._image.close()
 
-
-def copy_image(source: Readable, spool: BinaryIO, image_bytes: int | None = None) -> FileImage:
+def copy_image(
+    source: Readable,
+    spool: BinaryIO,
+    image_bytes: int | None = None,
+    on_bytes: Callable[[int], None] | None = None,
+) -> FileImage:
     """Keep an image that comes as a stream, in an empty file (blocks).
 
     Args:
         source: the image, and perhaps more behind it.
-        spool: empty; it belongs to the image from now on.
+        spool: empty; the image lies in it then.
         image_bytes: length of the image; None: all that comes.
+        on_bytes: told how many bytes of the image are in the spool.
 
     Raises:
         ConversionError: it is not an EROFS image.
@@ -141,6 +143,9 @@ def copy_image(source: Readable, spool: BinaryIO, image_bytes: int | None = None
     while piece := source.read(COPY_BYTES):
         spool.write(piece)
         size += len(piece)
+        if on_bytes is not None:
+            spool.flush()
+            on_bytes(size if image_bytes is None else min(size, image_bytes))
     spool.flush()
     if image_bytes is not None:
         if image_bytes > size:

@@ -1,17 +1,16 @@
-"""From a layer in a source to a raw EROFS image in a temporary file.
+"""A layer of a source, read to its end by something that needs its decoded bytes.
 
 Nothing that comes is trusted: the blob is held against its descriptor's digest and size, what
-it decodes to against the configuration's diff ID, and only then is there an image.
+it decodes to against the configuration's diff ID, and only then is the result given.
 """
 
 from collections.abc import Callable
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import trio
 
 from lazyfs.convert.decoding import DecodedLayer
 from lazyfs.convert.feed import PIECES_AHEAD, Feed, pump
-from lazyfs.convert.images import Image, open_temporary
 from lazyfs.convert.tarstream import Readable
 from lazyfs.errors import ConversionError, DigestMismatchError
 from registry.digest import Digest, DigestVerifier
@@ -19,34 +18,6 @@ from registry.interfaces import BlobReader
 from registry.manifest import Descriptor
 
 T = TypeVar("T")
-
-Build = Callable[[Readable, BinaryIO], Image]
-"""From decoded bytes and an empty file to an image that has taken the file over."""
-
-
-async def ingest(
-    blob: BlobReader,
-    descriptor: Descriptor,
-    diff_id: Digest,
-    on_progress: Callable[[int], None],
-    build: Build,
-    *,
-    compressed: bool = True,
-) -> Image:
-    """Read a layer and make an image of it, in a temporary file.
-
-    Args, errors and cancellation are those of ``read_layer``; ``build`` runs in a worker thread.
-    """
-    spool = open_temporary()
-
-    def use(layer: Readable) -> Image:
-        return build(layer, spool)
-
-    try:
-        return await read_layer(blob, descriptor, diff_id, on_progress, use, compressed=compressed)
-    except BaseException:
-        spool.close()
-        raise
 
 
 async def read_layer(

@@ -1,8 +1,7 @@
 """One layer from a source to a destination: left alone, wrapped, or converted, then pushed."""
 
-import os
+import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import closing
 from functools import partial
 from typing import BinaryIO
 
@@ -10,10 +9,11 @@ import trio
 
 from lazyfs.convert.below import Lookups
 from lazyfs.convert.build import BuildOptions, BuiltImage, build_image
+from lazyfs.convert.cutting import EarlyCut
 from lazyfs.convert.documents import converted_layer
 from lazyfs.convert.imagefiles import AlignedImage
 from lazyfs.convert.images import Image, copy_image, open_temporary
-from lazyfs.convert.ingest import Build, ingest
+from lazyfs.convert.ingest import read_layer
 from lazyfs.convert.ledger import Ledger
 from lazyfs.convert.lowerlayers import LayersBelow, LowerLayers
 from lazyfs.convert.options import ConvertOptions
@@ -21,18 +21,18 @@ from lazyfs.convert.progress import Progress, ProgressTask
 from lazyfs.convert.results import LayerOutcome, LayerResult, WrappedImage
 from lazyfs.convert.sourcelayers import LayerKind, SourceLayer
 from lazyfs.convert.tarstream import Readable
-from lazyfs.convert.wrapping import wrap_image
+from lazyfs.convert.wrapping import BlobFiles, BlobMaker
 from lazyfs.erofs.build.lower import LowerNames
+from lazyfs.erofs.build.metadata import BLOCK_SIZE
 from lazyfs.errors import UnsupportedFeatureError
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.metadata import fetch_metadata
 from lazyfs.layer.source import RegistrySource
+from lazyfs.model import ByteRange
 from lazyfs.plan import LayerPlan
 from lazyfs.seekable.mediatypes import LayerEncoding, Layout, is_erofs_layer, layout_of
 from registry.interfaces import BlobReader, ImageDestination, ImageSource
 from registry.manifest import Descriptor
-
-PIECE_BYTES = 1 << 20
 
 OnProgress = Callable[[int], None]
 
@@ -156,32 +156,21 @@ class LayerConverter:
     async def _rewrite(
         self, layer: SourceLayer, below: Sequence[SourceLayer], task: ProgressTask
     ) -> LayerResult:
-        descriptor = layer.descriptor
-        task.stage("reading", descriptor.size_bytes)
-        reader = await self._source.open_blob(descriptor)
         names: list[LowerNames] = []
 
         def on_names(found: LowerNames) -> None:
             names.append(found)
             trio.from_thread.run_sync(self._lower.provide, layer, found)
 
-        with open_temporary() as file:
-            image = await ingest(
-                reader,
-                descriptor,
-                layer.diff_id,
-                task.advance,
-                self._build(layer, below, on_names),
-                compressed=is_erofs_layer(descriptor.media_type) is not LayerEncoding.RAW,
-            )
-            with closing(image):
-                lookups = image.statistics.lookups if isinstance(image, BuiltImage) else None
-                task.stage("compressing", image.size_bytes)
-                made = await wrap_image(image, file, self._options, self._workers, task.advance)
+        with open_temporary() as spool, BlobFiles() as files:
+            maker = BlobMaker(files, self._options, self._workers)
+            image = await self._read(layer, below, spool, maker, on_names, task)
+            lookups = image.statistics.lookups if isinstance(image, BuiltImage) else None
+            task.stage("compressing", image.size_bytes)
+            made = await maker.finish(image, task.advance)
             task.stage("pushing", made.size_bytes)
             await self._destination.push_blob(
-                self._descriptor(layer, made),
-                lambda: _file_pieces(file, made.size_bytes, task.advance),
+                self._descriptor(layer, made), lambda: maker.pieces(task.advance)
             )
         if self._ledger is not None:
             keep = partial(
@@ -196,22 +185,56 @@ class LayerConverter:
         self._made.setdefault(layer.alone(), []).append((lookups, result))
         return result
 
-    def _build(
+    async def _read(
         self,
         layer: SourceLayer,
         below: Sequence[SourceLayer],
+        spool: BinaryIO,
+        maker: BlobMaker,
         on_names: Callable[[LowerNames], None],
-    ) -> Build:
-        """How to make a raw image of a layer."""
-        if layer.kind is not LayerKind.TAR:
-            return partial(
-                _copied, image_bytes=layer.image_bytes(), aligned=self._options.file_aligned
+        task: ProgressTask,
+    ) -> Image:
+        """Make the raw image of a layer, compressing what is certain of it meanwhile."""
+        options, descriptor = self._options, layer.descriptor
+        send, receive = trio.open_memory_channel[Sequence[ByteRange]](math.inf)
+
+        def on_chunks(chunks: Sequence[ByteRange]) -> None:
+            trio.from_thread.run_sync(send.send_nowait, chunks)
+
+        spec = options.layout is Layout.EROFS_SPEC
+        early = not (spec and options.verity_block_size_bytes > BLOCK_SIZE)
+        build = partial(
+            build_image,
+            options=BuildOptions(
+                chunk_size_bytes=options.chunk_size_bytes,
+                free_chunks=spec,
+                file_borders=options.file_aligned,
+                lowest=layer.lowest,
+            ),
+            below=LayersBelow(self._lower, below),
+            on_names=on_names,
+            on_chunks=on_chunks if early else None,
+        )
+
+        def use(data: Readable) -> Image:
+            if layer.kind is LayerKind.TAR:
+                return build(data, spool)
+            if options.file_aligned:
+                return AlignedImage(copy_image(data, spool, layer.image_bytes()))
+            cutter = EarlyCut(options.chunk_size_bytes)
+            return copy_image(
+                data, spool, layer.image_bytes(), lambda end: on_chunks(cutter.take(end))
             )
-        options = BuildOptions(file_borders=self._options.file_aligned, lowest=layer.lowest)
-        if self._options.layout is Layout.CONTAINERD:
-            options = BuildOptions(data_alignment_bytes=self._options.chunk_size_bytes)
-        lower = LayersBelow(self._lower, below)
-        return partial(build_image, options=options, below=lower, on_names=on_names)
+
+        task.stage("reading", descriptor.size_bytes)
+        reader = await self._source.open_blob(descriptor)
+        compressed = is_erofs_layer(descriptor.media_type) is not LayerEncoding.RAW
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(maker.begin, spool, receive)
+            with send:
+                return await read_layer(
+                    reader, descriptor, layer.diff_id, task.advance, use, compressed=compressed
+                )
 
     async def _keep(self, layer: SourceLayer, task: ProgressTask) -> LayerResult:
         blobs = (layer.descriptor,) if layer.index is None else (layer.descriptor, layer.index)
@@ -227,11 +250,6 @@ class LayerConverter:
             None,
             index=layer.index,
         )
-
-
-def _copied(source: Readable, spool: BinaryIO, *, image_bytes: int | None, aligned: bool) -> Image:
-    image = copy_image(source, spool, image_bytes)
-    return AlignedImage(image) if aligned else image
 
 
 async def copy_blob(
@@ -269,17 +287,3 @@ async def _blob_pieces(reader: BlobReader, on_progress: OnProgress) -> AsyncIter
         async for piece in pieces:
             on_progress(len(piece))
             yield piece
-
-
-async def _file_pieces(
-    file: BinaryIO, size_bytes: int, on_progress: OnProgress
-) -> AsyncIterator[bytes]:
-    offset = 0
-    while offset < size_bytes:
-        length = min(PIECE_BYTES, size_bytes - offset)
-        piece = await trio.to_thread.run_sync(os.pread, file.fileno(), length, offset)
-        if not piece:
-            raise OSError(f"temporary blob ends at {offset}")
-        offset += len(piece)
-        on_progress(len(piece))
-        yield piece

@@ -83,7 +83,8 @@ class LowerLayers:
         found: list[LowerNames] = []
 
         def use(tar: Readable) -> None:
-            build_image(tar, open_temporary(), on_names=found.append).close()
+            with open_temporary() as spool:
+                build_image(tar, spool, on_names=found.append)
 
         blob = await self._source.open_blob(layer.descriptor)
         await read_layer(blob, layer.descriptor, layer.diff_id, lambda _: None, use)

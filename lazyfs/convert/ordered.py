@@ -1,6 +1,7 @@
 """Work done side by side in threads, its results taken in order."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from typing import Generic, TypeVar
 
 import trio
@@ -17,9 +18,15 @@ class _Slot(Generic[Result]):
         self.results: list[Result] = []
 
 
+async def each(items: Iterable[Item]) -> AsyncGenerator[Item, None]:
+    """Items that are there already, for ``map_in_order``."""
+    for item in items:
+        yield item
+
+
 async def map_in_order(
     work: Callable[[Item], Result],
-    items: Iterable[Item],
+    items: AsyncGenerator[Item, None],
     take: Callable[[Result], Awaitable[None]],
     *,
     workers: trio.CapacityLimiter,
@@ -29,7 +36,7 @@ async def map_in_order(
 
     Args:
         work: runs in a thread.
-        items: asked for as room comes.
+        items: asked for as room comes; closed in the end.
         take: awaited for one result at a time.
         workers: bounds the threads, also over several calls.
         ahead: results, finished or not, that may wait for ``take``; bounds the memory.
@@ -44,8 +51,8 @@ async def map_in_order(
         slot.ready.set()
 
     async def start_all() -> None:
-        async with send:
-            for item in items:
+        async with send, aclosing(items):
+            async for item in items:
                 slot = _Slot[Result]()
                 await send.send(slot)
                 nursery.start_soon(run_one, slot, item)

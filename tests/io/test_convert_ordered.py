@@ -6,7 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from lazyfs.convert.ordered import map_in_order
+from lazyfs.convert.ordered import each, map_in_order
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 5])
@@ -31,7 +31,7 @@ async def test_results_come_in_order(jobs):
         taken.append(result)
 
     limiter = trio.CapacityLimiter(jobs)
-    await map_in_order(work, range(200), take, workers=limiter, ahead=jobs)
+    await map_in_order(work, each(range(200)), take, workers=limiter, ahead=jobs)
     assert taken == [item * item for item in range(200)]
     assert most <= jobs
 
@@ -40,7 +40,7 @@ async def test_no_items():
     async def take(result: int) -> None:
         raise AssertionError("nothing to take")
 
-    await map_in_order(abs, [], take, workers=trio.CapacityLimiter(1), ahead=1)
+    await map_in_order(abs, each([]), take, workers=trio.CapacityLimiter(1), ahead=1)
 
 
 async def test_work_waits_for_a_slow_taker():
@@ -57,7 +57,9 @@ async def test_work_waits_for_a_slow_taker():
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
-            await map_in_order(work, range(100), take, workers=trio.CapacityLimiter(4), ahead=3)
+            await map_in_order(
+                work, each(range(100)), take, workers=trio.CapacityLimiter(4), ahead=3
+            )
 
         nursery.start_soon(run)
         while len(started) < 4:
@@ -83,5 +85,7 @@ async def test_a_failure_ends_everything(where):
             raise ValueError("no good")
 
     with pytest.RaisesGroup(ValueError, flatten_subgroups=True, allow_unwrapped=True):
-        await map_in_order(work, range(10_000), take, workers=trio.CapacityLimiter(2), ahead=2)
+        await map_in_order(
+            work, each(range(10_000)), take, workers=trio.CapacityLimiter(2), ahead=2
+        )
     assert len(calls) < 100

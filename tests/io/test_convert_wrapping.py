@@ -1,17 +1,20 @@
 """From an image to a blob: the same bytes whatever the number of workers."""
 
 import hashlib
-import io
 import random
 import subprocess
+import tempfile
+from collections.abc import Sequence
 
 import pytest
 import trio
 
 from lazyfs.convert.options import ConvertOptions
 from lazyfs.convert.results import WrappedImage
-from lazyfs.convert.wrapping import check_fits, wrap_image
+from lazyfs.convert.wrapping import BlobFiles, BlobMaker, check_fits
 from lazyfs.errors import ConversionError
+from lazyfs.model import ByteRange
+from lazyfs.seekable.mediatypes import Layout
 from tests.support.seekable_blob import make_blob
 
 
@@ -25,19 +28,20 @@ class BytesImage:
     def read(self, offset: int, length: int) -> bytes:
         return self._data[offset : offset + length]
 
+    early_start = 0
+
     @property
     def borders(self) -> list[int]:
         return []
-
-    def close(self) -> None:
-        pass
 
 
 IMAGE = random.Random(9).randbytes(500_000) + bytes(300_000)
 
 
-async def wrap(data: bytes, options: ConvertOptions) -> tuple[bytes, WrappedImage, int]:
-    file = io.BytesIO()
+async def wrap(
+    data: bytes, options: ConvertOptions, early: Sequence[ByteRange] = ()
+) -> tuple[bytes, WrappedImage, int]:
+    """The blob of an image; chunks that are compressed early are told in two parts."""
     done = 0
 
     def progress(count: int) -> None:
@@ -45,8 +49,19 @@ async def wrap(data: bytes, options: ConvertOptions) -> tuple[bytes, WrappedImag
         done += count
 
     limiter = trio.CapacityLimiter(options.jobs)
-    wrapped = await wrap_image(BytesImage(data), file, options, limiter, progress)
-    return file.getvalue(), wrapped, done
+    with BlobFiles() as files, tempfile.TemporaryFile() as spool:
+        spool.write(data)
+        spool.flush()
+        maker = BlobMaker(files, options, limiter)
+        send, receive = trio.open_memory_channel[Sequence[ByteRange]](2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(maker.begin, spool, receive)
+            with send:
+                await send.send(early[:1])
+                await send.send(early[1:])
+        wrapped = await maker.finish(BytesImage(data), progress)
+        blob = b"".join([piece async for piece in maker.pieces(lambda _: None)])
+    return blob, wrapped, done
 
 
 @pytest.mark.parametrize("jobs", [1, 2, 7])
@@ -62,6 +77,16 @@ async def test_blob_equals_the_plain_writer(jobs, verity):
     assert wrapped.diff_id.encoded == hashlib.sha256(IMAGE).hexdigest()
     assert (wrapped.image_size_bytes, wrapped.chunks) == (800_000, 13)
     assert done == len(IMAGE)
+
+
+@pytest.mark.parametrize("layout", Layout)
+@pytest.mark.parametrize("verity", [False, True])
+@pytest.mark.parametrize("some", [slice(0, 1), slice(3, 9), slice(12), slice(0, 12, 5)])
+async def test_what_is_compressed_early_changes_nothing(layout, verity, some):
+    options = ConvertOptions(layout=layout, chunk_size_bytes=64 << 10, jobs=3, verity=verity)
+    chunks = [ByteRange(start, 64 << 10) for start in range(0, 12 * (64 << 10), 64 << 10)]
+    never = [ByteRange(5, 1000), ByteRange(0, 4096)]  # no chunks of the image in the end
+    assert await wrap(IMAGE, options, [*chunks[some], *never]) == await wrap(IMAGE, options)
 
 
 async def test_other_options_give_other_blobs():

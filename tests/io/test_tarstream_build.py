@@ -1,20 +1,27 @@
 """From tar bytes to an image, read back by the project's reader."""
 
 import io
+import os
+import random
 import stat
 import tempfile
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyfs.convert.build import build_image
+from lazyfs.convert.build import BuildOptions, build_image
+from lazyfs.convert.cutting import cut
 from lazyfs.errors import ConversionError
+from lazyfs.model import ByteRange
 from tests.support import tar_samples as tars
 from tests.support.built import built, built_with_statistics
 from tests.support.erofs_reader import ImageInMemory
+
+NOISE = random.Random(1).randbytes(1 << 20)
 
 
 def test_an_empty_tar_is_an_image_of_a_root():
@@ -67,7 +74,8 @@ def test_statistics_add_up():
 def test_any_range_can_be_read_from_any_thread():
     layer = tars.tar(*(tars.file(b"%d" % n, bytes([n]) * n * 100) for n in range(100)))
     whole = built(layer)
-    with build_image(io.BytesIO(layer), tempfile.TemporaryFile()) as image:
+    with tempfile.TemporaryFile() as spool:
+        image = build_image(io.BytesIO(layer), spool)
         assert image.size_bytes == len(whole)
         ranges = [(at * 997 % len(whole), at * 131 % 20_000) for at in range(400)]
         with ThreadPoolExecutor(8) as pool:
@@ -78,26 +86,53 @@ def test_any_range_can_be_read_from_any_thread():
         assert image.read(0, 0) == b""
 
 
-def test_the_spool_is_closed_with_the_image_and_after_errors():
+@pytest.mark.parametrize("free", [False, True])
+@pytest.mark.parametrize("in_files", [False, True])
+def test_chunks_that_are_told_early_are_chunks_of_the_image(free, in_files):
+    chooser = random.Random(3)
+    members = [
+        tars.file(b"%d" % n, chooser.randbytes(chooser.choice([1, 5000, 200_000, 3 << 20])))
+        for n in range(40)
+    ]
+    sparse = tars.sparse_1_0(b"sparse", 4 << 20, [(0, b"x"), (3 << 20, NOISE[: 1 << 20])])
+    options = BuildOptions(
+        chunk_size_bytes=256 << 10, free_chunks=free, file_borders=in_files and free
+    )
+    told: list[ByteRange] = []
     with tempfile.TemporaryFile() as spool:
-        with build_image(io.BytesIO(tars.tar(tars.file(b"a", b"1"))), spool):
-            assert not spool.closed
-        assert spool.closed
+
+        def on_chunks(chunks: Sequence[ByteRange]) -> None:
+            end = os.fstat(spool.fileno()).st_size
+            assert all(chunk.end <= end for chunk in chunks)
+            told.extend(chunks)
+
+        image = build_image(
+            io.BytesIO(tars.tar(*members, sparse)), spool, options=options, on_chunks=on_chunks
+        )
+        borders = image.borders if free else ()
+        chunks = list(cut(image.size_bytes, borders, 256 << 10))
+        early = [ByteRange(chunk.offset + image.early_start, chunk.length) for chunk in told]
+        assert len(early) > 0.8 * len(chunks)
+        assert early == [chunk for chunk in chunks if chunk in set(early)]
+        assert len(early) == len(set(early))
+
+
+def test_a_small_image_has_no_early_chunks_where_they_have_one_size():
+    told: list[object] = []
     with tempfile.TemporaryFile() as spool:
-        with pytest.raises(ConversionError):
-            build_image(io.BytesIO(b"no tar" * 200), spool)
-        assert spool.closed
+        layer = tars.tar(tars.file(b"a", bytes(7 << 20)))
+        options = BuildOptions(chunk_size_bytes=1 << 20)
+        build_image(io.BytesIO(layer), spool, options=options, on_chunks=told.append)
+    assert told == []
 
 
 def test_progress_is_told_on_the_calling_thread():
     told: list[tuple[int, int]] = []
     layer = tars.tar(tars.file(b"a", bytes(3 << 20)))
-    with build_image(
-        io.BytesIO(layer),
-        tempfile.TemporaryFile(),
-        lambda done: told.append((done, threading.get_ident())),
-    ):
-        pass
+    with tempfile.TemporaryFile() as spool:
+        build_image(
+            io.BytesIO(layer), spool, lambda done: told.append((done, threading.get_ident()))
+        )
     assert told[-1] == (len(layer), threading.get_ident())
 
 

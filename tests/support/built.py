@@ -11,5 +11,6 @@ def built(tar: bytes) -> bytes:
 
 
 def built_with_statistics(tar: bytes) -> tuple[bytes, BuildStatistics]:
-    with build_image(io.BytesIO(tar), tempfile.TemporaryFile()) as image:
+    with tempfile.TemporaryFile() as spool:
+        image = build_image(io.BytesIO(tar), spool)
         return image.read(0, image.size_bytes), image.statistics
