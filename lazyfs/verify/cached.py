@@ -231,15 +231,16 @@ class _LayerCheck:
                 for block in tree.proof.check(where.offset, data)[:1]:
                     error = block.error(verity.params.algorithm)
                     self.found(chunks.piece(index).key, error, chunk=index)
-                first = where.offset // verity.params.data_block_size_bytes
-                if where.offset < metadata.image_size_bytes and not audit.is_proven(first):
-                    unproven.append(index)
+                size = verity.params.data_block_size_bytes
+                blocks = range(where.offset // size, where.end // size)
+                unproven.append(audit.unproven_among(blocks))
                 return True
 
             await self._each_chunk(metadata, check, task)
-        if unproven:
+        if any(unproven):
             self._report.notes.append(
-                f"{len(unproven)} chunks could not be checked: their hash blocks are not kept"
+                f"{sum(unproven)} blocks of {sum(map(bool, unproven))} of them could not be "
+                "checked: their hash blocks are not kept"
             )
 
     async def _each_chunk(

@@ -48,8 +48,18 @@ class TreeAudit:
 
     def is_proven(self, data_block: int) -> bool:
         """Whether the tree's digest of a data block can be believed."""
-        index = bisect_right(self.unproven, data_block, key=lambda blocks: blocks.start) - 1
-        return index < 0 or data_block not in self.unproven[index]
+        return not self.unproven_among(range(data_block, data_block + 1))
+
+    def unproven_among(self, blocks: range) -> int:
+        """How many of some data blocks the tree says nothing about."""
+        first = bisect_right(self.unproven, blocks.start, key=lambda some: some.start)
+        count = 0
+        for index in range(max(0, first - 1), len(self.unproven)):
+            some = self.unproven[index]
+            if some.start >= blocks.stop:
+                break
+            count += max(0, min(some.stop, blocks.stop) - max(some.start, blocks.start))
+        return count
 
 
 Report = Callable[[BrokenBlock], None]

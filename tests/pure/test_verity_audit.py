@@ -76,6 +76,8 @@ def test_several_broken_leaves(numbers: set[int]):
     found, broken = audit(tree, bytes(payload))
     assert [one.number for one in broken] == sorted(numbers)
     lost = {block for blocks in found.unproven for block in blocks}
+    for blocks in (range(648), range(9, 10), range(7, 33), range(300, 301), range(640, 648)):
+        assert found.unproven_among(blocks) == len(lost.intersection(blocks))
     assert lost == {number * FAN_OUT + slot for number in numbers for slot in range(FAN_OUT)}
 
 
