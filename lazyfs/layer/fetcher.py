@@ -44,6 +44,9 @@ DECODED_BYTES = 32 << 20
 SLOWEST_BYTES_PER_S = 16 << 10
 """A fetch that is slower than this, over its whole length, is given up."""
 
+JOINED_LATE_S = 1.0
+"""A read that joins a fetch so much older than itself gets a second one if that fails."""
+
 _ROTTEN = "rotten in the cache or sent wrong, fetching it again"
 
 log = logging.getLogger(__name__)
@@ -145,13 +148,11 @@ class PieceFetcher:
         if not missing:
             return [data for data in found if data is not None]
         self._counters.cache_misses += len(missing)
-        flying = self._engine.flights.flying
-        joined = {index for index in missing if flying(wanted[index][0].key) is not None}
         self.begin(wanted[index][0] for index in missing)
         # Held from the start: a flight may end before its turn comes, and the store lose the piece.
         flights = [self._engine.flights.flying(wanted[index][0].key) for index in missing]
         for index, flight in zip(missing, flights, strict=True):
-            found[index] = await self._arrival(flight, *wanted[index], again=index in joined)
+            found[index] = await self._arrival(flight, *wanted[index])
         return [data for data in found if data is not None]
 
     def begin(self, pieces: Iterable[Piece]) -> None:
@@ -219,20 +220,21 @@ class PieceFetcher:
                 return data
 
     async def _arrival(
-        self, flight: Flight | None, piece: Piece, offset: int, length: int, *, again: bool = False
+        self, flight: Flight | None, piece: Piece, offset: int, length: int
     ) -> bytes:
         """Bytes of a piece that is being fetched: by ``flight`` or by another process.
 
-        With ``again`` the flight is older than the read: when its time is over, ours is not.
+        When the time of a flight is over that is older than this read, the read has some left.
         """
         flights = self._engine.flights
+        late = flight is not None and trio.current_time() - flight.begun_s >= JOINED_LATE_S
         while True:
             try:
                 data = await (flights.wait(piece.key) if flight is None else flight.outcome())
             except SourceUnavailableError:
-                if not again:
+                if not late or self._engine.nursery.cancel_scope.cancel_called:
                     raise
-                again, data = False, None
+                late, data = False, None
             if data is not None:
                 return data[offset : offset + length]
             stored = self._engine.store.read(piece.key, offset, length)

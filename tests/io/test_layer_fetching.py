@@ -296,6 +296,27 @@ async def test_a_stalled_source_is_given_up_and_asked_again(layer: Layer, mock_c
         await opened.expect(5, 10)
 
 
+async def test_who_joins_a_fetch_late_has_a_try_of_his_own(mock_clock: MockClock):
+    layer = build.seekable(IMAGE, CHUNK)
+    async with rigged(timeout_s=30) as rig:
+        opened = await rig.open(layer)
+        blob = opened.blob
+        go = blob.stall_at(layer.frames[0].offset + 2 * PIECE_BYTES)
+        first, late = Readers(opened), Readers(opened)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first.read, 5, 10)
+            await blob.stalled.wait()
+            mock_clock.jump(29)
+            nursery.start_soon(late.read, 5, 10)
+            await wait_all_tasks_blocked()
+            mock_clock.jump(1.1 + layer.frames[0].length / SLOWEST_BYTES_PER_S)
+            await wait_all_tasks_blocked()
+            assert [type(error) for error in first.done] == [DeadlineExceededError]
+            assert late.done == []
+            go()
+        assert late.done == [True]
+
+
 async def test_a_source_that_lies_and_then_stalls_is_given_up_too(mock_clock: MockClock):
     layer = build.seekable(IMAGE, CHUNK)
     async with rigged(timeout_s=30) as rig:
