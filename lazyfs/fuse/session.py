@@ -68,7 +68,10 @@ async def serve() -> None:
 
 
 def stop_serving() -> None:
-    """Let ``serve`` return once the requests in hand are answered."""
+    """Let ``serve`` return once the requests in hand are answered.
+
+    Only while it runs: libfuse crashes when its session is gone.
+    """
     pyfuse3.terminate()
 
 

@@ -106,7 +106,10 @@ async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], N
             nursery.start_soon(_answer_status, listener, document)
             nursery.start_soon(announce)
             nursery.start_soon(_reassure, life.keeper)
-            await session.serve()
+            try:
+                await session.serve()
+            finally:
+                life.served = True
             nursery.cancel_scope.cancel()
 
 

@@ -59,6 +59,8 @@ class Life:
         self.options = request.options
         self.end = End.UNBORN
         self.serving = trio.Event()
+        self.served = False
+        """Whether serving has ended: libfuse's session must not be touched any more."""
         self.device = custody.device
         """Descriptor of the mount, unless libfuse has made it."""
         self.taken_over = custody.device is not None
@@ -135,7 +137,7 @@ class Life:
             else:
                 log.info("ending: %s", signal.Signals(number).name)
                 await self._unmount()
-            if self.serving.is_set():
+            if self.serving.is_set() and not self.served:  # unmounting alone may have ended it
                 session.stop_serving()
                 await trio.sleep(session.GRACE_S)
             everything.cancel()

@@ -343,15 +343,17 @@ def test_a_starter_that_is_killed_takes_its_daemon_along(directory, tmp_path):
     assert not is_mounted(directory)
 
 
-def test_foreground(directory):
+@pytest.mark.parametrize("image", ["basic", "lingering"])
+def test_foreground(directory, image):
+    """Unmounting ends serving by itself: when it is done, libfuse's session may be gone."""
     daemon = subprocess.Popen(
-        [*PROGRAM, "mount", "--foreground", "basic", directory], stderr=subprocess.PIPE, text=True
+        [*PROGRAM, "mount", "--foreground", image, directory], stderr=subprocess.PIPE, text=True
     )
     try:
         assert daemon.stderr is not None
         said = [daemon.stderr.readline(), daemon.stderr.readline()]
         assert "no dm-verity" in said[0]
-        assert said[1].startswith(f"lazyfs mount: serving basic on {directory}")
+        assert said[1].startswith(f"lazyfs mount: serving {image} on {directory}")
         assert (directory / "hello").exists()
         [document] = json.loads(lazyfs("status", "--json", os.fspath(directory)).stdout)
         assert (document["pid"], document["state"]) == (daemon.pid, "mounted")

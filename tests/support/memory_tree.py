@@ -249,6 +249,8 @@ def file_root_tree(switches: Path | None) -> MemoryTree:
     return tree
 
 
+LINGERS_S = 0.5
+
 TREES = {
     "basic": basic_tree,
     "big": big_tree,
@@ -330,7 +332,12 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MemoryIm
         kind = "basic"
     if kind == "never":
         await trio.sleep_forever()
+    lingers_s = 0.0
+    if kind == "lingering":  # it takes its time to end, as one that has fetches under way
+        kind, lingers_s = "basic", LINGERS_S
     yield MemoryImage(TREES[kind](switches), name)
+    with trio.CancelScope(shield=True):
+        await trio.sleep(lingers_s)
 
 
 def main() -> int:
