@@ -5,11 +5,9 @@ mirror, before an honest registry.
 """
 
 import contextlib
-import gzip
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import trio
@@ -30,6 +28,7 @@ from registry.interfaces import Access, BlobReader, ImageSource
 from registry.manifest import Descriptor
 from registry.mediatype import OCTET_STREAM
 from registry.transports import open_source
+from tests.support import broken_answers as broken
 from tests.support.fake_registry import (
     Break,
     FakeRegistry,
@@ -60,73 +59,10 @@ class Fault(NamedTuple):
     """Whether the answer can be used all the same."""
 
 
-def with_headers(**headers: str) -> Break:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda request, reply: Reply(reply.status, reply.body, {**reply.headers, **named})
-
-
-def changed(**values: Any) -> Break:
-    return lambda request, reply: replace(reply, **values)
-
-
-def half(**values: Any) -> Break:
-    """Half of the body, and then what ``values`` say."""
-
-    def broken(request: Request, reply: Reply) -> Reply:
-        size = len(reply.body)
-        return replace(reply, body=reply.body[: size // 2], length=size, **values)
-
-    return broken
-
-
-def odd_encoding(request: Request, reply: Reply) -> Reply:
-    lines = (
-        "HTTP/1.1 206 X",
-        f"Content-Range: {reply.headers['Content-Range']}",
-        "Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-    )
-    return Reply(raw="\r\n".join(lines).encode())
-
-
-def other_range(request: Request, reply: Reply) -> Reply:
-    headers = {"Content-Range": f"bytes 0-{len(reply.body) - 1}/{len(DATA)}"}
-    return Reply(206, DATA[: len(reply.body)], headers)
-
-
-def other_size(request: Request, reply: Reply) -> Reply:
-    whole = reply.headers["Content-Range"].replace(f"/{len(DATA)}", "/99999")
-    return Reply(206, reply.body, {"Content-Range": whole})
-
-
-def multipart(request: Request, reply: Reply) -> Reply:
-    head = "--x\r\nContent-Type: application/octet-stream\r\nContent-Range: {}\r\n\r\n"
-    body = head.format(reply.headers["Content-Range"]).encode() + reply.body + b"\r\n--x--\r\n"
-    return Reply(206, body, {"Content-Type": "multipart/byteranges; boundary=x"})
-
-
-def too_long(request: Request, reply: Reply) -> Reply:
-    return Reply(206, reply.body + b"!", reply.headers, chunked=True)
-
-
-def too_short(request: Request, reply: Reply) -> Reply:
-    return Reply(206, reply.body[:-1], reply.headers)
-
-
-def squeezed(request: Request, reply: Reply) -> Reply:
-    headers = {**reply.headers, "Content-Encoding": "gzip"}
-    return Reply(206, gzip.compress(reply.body), headers, chunked=True)
-
-
 def whole(request: Request, reply: Reply) -> Reply:
     return Reply(200, DATA)
 
 
-def loop(request: Request, reply: Reply) -> Reply:
-    return Reply(307, headers={"Location": request.target})
-
-
-PAGE = b"<html><title>Please log in</title></html>"
-HTML = {"Content-Type": "text/html; charset=utf-8"}
 FAULTS = {
     "400": Fault(always(Reply(400)), ResponseError, "400", once_is_fatal=True),
     "403": Fault(always(Reply(403)), DeniedError, "403", once_is_fatal=True),
@@ -148,62 +84,46 @@ FAULTS = {
     "504": Fault(always(Reply(504)), ResponseError, "504"),
     "204": Fault(always(Reply(204)), ResponseError, "204", once_is_fatal=True),
     "range ignored": Fault(whole, RegistryError, "-", harmless=True),
-    "other range": Fault(other_range, ProtocolError, "asked for bytes"),
-    "other size": Fault(other_size, ContentError, "is 99999 bytes there"),
-    "no Content-Range": Fault(
-        lambda request, reply: Reply(206, reply.body), ProtocolError, "Content-Range None"
-    ),
-    "multipart": Fault(multipart, ProtocolError, "Content-Range None"),
-    "too short": Fault(too_short, ContentError, "wanted 5000"),
-    "too short, chunked": Fault(
-        lambda request, reply: Reply(206, b"", reply.headers, chunked=True), TransportError, "lacks"
-    ),
-    "too long": Fault(
-        lambda request, reply: Reply(206, reply.body + b"!", reply.headers),
-        ContentError,
-        "5001 bytes, wanted 5000",
-    ),
-    "too long, chunked": Fault(too_long, ContentError, "longer than"),
-    "compressed": Fault(squeezed, ContentError, "content encoding 'gzip'"),
+    "other range": Fault(broken.other_range, ProtocolError, "asked for bytes"),
+    "other size": Fault(broken.other_size, ContentError, "is 99999 bytes there"),
+    "no Content-Range": Fault(broken.no_content_range, ProtocolError, "Content-Range None"),
+    "multipart": Fault(broken.multipart, ProtocolError, "Content-Range None"),
+    "too short": Fault(broken.too_short, ContentError, "wanted 5000"),
+    "too short, chunked": Fault(broken.too_short_chunked, TransportError, "lacks"),
+    "too long": Fault(broken.too_long, ContentError, "5001 bytes, wanted 5000"),
+    "too long, chunked": Fault(broken.too_long_chunked, ContentError, "longer than"),
+    "compressed": Fault(broken.squeezed, ContentError, "content encoding 'gzip'"),
     "reset before the answer": Fault(always(Reply(raw=b"", reset=True)), TransportError, "failed"),
     "hung up before the answer": Fault(always(Reply(raw=b"")), TransportError, "failed"),
-    "reset in the body": Fault(
-        changed(body=b"", length=5000, reset=True), TransportError, "connection failed"
-    ),
-    "cut in the body": Fault(
-        changed(body=b"", length=5000, cut=True), TransportError, "connection failed"
-    ),
+    "reset in the body": Fault(broken.no_body(reset=True), TransportError, "connection failed"),
+    "cut in the body": Fault(broken.no_body(cut=True), TransportError, "connection failed"),
     "never answers": Fault(always(Reply(hang=True)), TransportError, "no (complete )?answer"),
-    "stalls in the body": Fault(
-        changed(body=b"", length=5000, stall=True), TransportError, "stalled for"
+    "stalls in the body": Fault(broken.no_body(stall=True), TransportError, "stalled for"),
+    "drips": Fault(broken.changed(drip_s=1.0), TransportError, "too slowly|no complete answer"),
+    "web page": Fault(
+        always(Reply(200, broken.PAGE, broken.HTML)), ProtocolError, "sent a web page"
     ),
-    "drips": Fault(changed(drip_s=1.0), TransportError, "too slowly|no complete answer"),
-    "web page": Fault(always(Reply(200, PAGE, HTML)), ProtocolError, "sent a web page"),
     "web page, chunked": Fault(
-        always(Reply(200, PAGE, HTML, chunked=True)), ProtocolError, "sent a web page"
+        always(Reply(200, broken.PAGE, broken.HTML, chunked=True)), ProtocolError, "sent a web page"
     ),
-    "web page for a part": Fault(with_headers(Content_Type="text/html"), ProtocolError, "web page"),
-    "redirect loop": Fault(loop, ProtocolError, "more than 5 redirects"),
+    "web page for a part": Fault(
+        broken.with_headers(Content_Type="text/html"), ProtocolError, "web page"
+    ),
+    "redirect loop": Fault(broken.loop, ProtocolError, "more than 5 redirects"),
     "redirect to plain HTTP elsewhere": Fault(
-        always(Reply(307, headers={"Location": "http://192.0.2.1/x"})),
+        always(broken.sent_to("http://192.0.2.1/x")),
         ProtocolError,
         "plain HTTP to another machine",
     ),
     "redirect to another protocol": Fault(
-        always(Reply(307, headers={"Location": "ftp://localhost/x"})), ProtocolError, "not plain"
+        always(broken.sent_to("ftp://localhost/x")), ProtocolError, "not plain"
     ),
     "redirect to nowhere": Fault(always(Reply(307)), ProtocolError, "without a usable Location"),
-    "not HTTP": Fault(always(Reply(raw=b"SSH-2.0-OpenSSH_9\r\n")), TransportError, "failed"),
-    "a header without end": Fault(
-        always(Reply(raw=b"HTTP/1.1 200 OK\r\nX: " + b"x" * (1 << 20))), TransportError, "failed"
-    ),
-    "many headers": Fault(
-        always(Reply(raw=b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * (1 << 16))),
-        TransportError,
-        "failed",
-    ),
-    "odd length": Fault(with_headers(Content_Length="x"), TransportError, "failed"),
-    "odd encoding of the body": Fault(odd_encoding, TransportError, "failed"),
+    "not HTTP": Fault(always(broken.NOT_HTTP), TransportError, "failed"),
+    "a header without end": Fault(always(broken.ENDLESS_HEADER), TransportError, "failed"),
+    "many headers": Fault(always(broken.MANY_HEADERS), TransportError, "failed"),
+    "odd length": Fault(broken.with_headers(Content_Length="x"), TransportError, "failed"),
+    "odd encoding of the body": Fault(broken.odd_encoding, TransportError, "failed"),
 }
 CASES = pytest.mark.parametrize("name", FAULTS)
 
@@ -290,7 +210,7 @@ async def test_a_body_that_breaks_off_is_taken_up_where_it_ended(autojump_clock)
             serving(FakeRegistry([DATA])) as registry,
             opened(registry) as (_, reader),
         ):
-            registry.breaks = first(2, half(**how))
+            registry.breaks = first(2, broken.half(**how))
             assert await reader.fetch(OFFSET, LENGTH) == DATA[OFFSET : OFFSET + LENGTH]
             starts = [int(wanted.partition("-")[0]) for wanted in registry.ranges()]
             assert starts[0] == OFFSET
@@ -301,7 +221,7 @@ async def test_a_body_that_breaks_off_is_taken_up_where_it_ended(autojump_clock)
 
 async def test_a_body_that_breaks_off_at_a_mirror_goes_on_elsewhere(tmp_path, autojump_clock):
     async with (
-        serving(FakeRegistry([DATA], breaks=half(cut=True))) as mirror,
+        serving(FakeRegistry([DATA], breaks=broken.half(cut=True))) as mirror,
         serving(FakeRegistry([DATA])) as registry,
     ):
         hosts = write_hosts(tmp_path, registry.host, mirror_table(f"http://{mirror.host}"))
@@ -356,7 +276,7 @@ async def test_a_liar_is_better_than_nobody(tmp_path, autojump_clock):
 
 async def test_whom_to_blame_for_a_range_of_two_hosts(tmp_path, autojump_clock):
     async with (
-        serving(FakeRegistry([DATA], breaks=half(cut=True))) as mirror,
+        serving(FakeRegistry([DATA], breaks=broken.half(cut=True))) as mirror,
         serving(FakeRegistry([DATA])) as registry,
     ):
         hosts = write_hosts(tmp_path, registry.host, mirror_table(f"http://{mirror.host}"))

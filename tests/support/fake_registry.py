@@ -53,6 +53,8 @@ class FakeRegistry:
     manifest: bytes = b""
     breaks: Break = honest
     """What becomes of the answers to requests for blobs and manifests."""
+    sends_ranges: bool = True
+    """Otherwise all of a blob is sent, whatever is asked for."""
     server: ScriptedServer | None = None
     prefix: str = "/v2"
     _by_digest: dict[str, bytes] = field(default_factory=dict)
@@ -87,7 +89,7 @@ class FakeRegistry:
         data = self._by_digest.get(digest)
         if data is None:
             return Reply(404, json.dumps({"errors": [{"code": "BLOB_UNKNOWN"}]}).encode())
-        if "range" not in request.headers:
+        if "range" not in request.headers or not self.sends_ranges:
             return Reply(200, data)
         start, end = map(int, request.headers["range"].removeprefix("bytes=").split("-"))
         if start >= len(data):

@@ -72,9 +72,11 @@ async def scripted_server(
     answer: Callable[[Request], Reply],
     address: str = "127.0.0.1",
     tls: ssl.SSLContext | None = None,
+    port: int = 0,
 ) -> AsyncIterator[ScriptedServer]:
+    """Serve on ``port``, or on a free one."""
     async with _single_errors(), trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host=address)
+        listeners = await trio.open_tcp_listeners(port, host=address)
         port = listeners[0].socket.getsockname()[1]
         server = ScriptedServer(f"{address}:{port}")
 
