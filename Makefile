@@ -71,6 +71,10 @@ fuzz: venv test-packages ## break EROFS images in many ways (hours; FUZZ_EXAMPLE
 	LAZYFS_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) LAZYFS_FUZZ_MOUNTS=$(FUZZ_MOUNTS) $(BIN)/pytest -s \
 		tests/pure/test_erofs_fuzz.py tests/io/test_erofs_corrupted.py tests/mount/test_erofs_broken.py
 
+.PHONY: round-trips
+round-trips: venv test-packages ## convert, mount and compare large images of many kinds (half an hour)
+	LAZYFS_ROUND_TRIPS=full $(BIN)/pytest -s tests/mount/test_round_trips.py
+
 .PHONY: check
 check: lint test ## what CI runs
 

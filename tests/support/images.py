@@ -148,6 +148,8 @@ def write_layout(folder: Path, layers: Sequence[LayerFile], tag: str = TAG) -> N
 
     for layer in layers:
         target = blobs / layer.digest.removeprefix("sha256:")
+        if target.exists():
+            continue
         try:
             os.link(layer.path, target)
         except OSError:  # another file system
