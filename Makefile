@@ -87,6 +87,10 @@ format: venv ## bring the sources into shape
 bench: venv test-packages ## compare with the kernel's EROFS and with a full pull (some minutes)
 	$(BIN)/python -m benchmarks
 
+.PHONY: bench-convert
+bench-convert: venv test-packages ## compare a conversion with the same work by separate tools (some minutes)
+	$(BIN)/python -m benchmarks.conversion
+
 .PHONY: lock
 lock: venv ## resolve the versions of all requirements anew
 	$(LOCK) -o requirements/dev.txt pyproject.toml requirements/dev.in
