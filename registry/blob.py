@@ -80,6 +80,8 @@ class RemoteBlob:
         self._descriptor = descriptor
         self._at = {endpoint: _AtHost() for endpoint in client.able(Capability.PULL)}
         self._served: deque[_Served] = deque(maxlen=REMEMBERED_ANSWERS)
+        self._whole = trio.Lock()
+        """Held by who reads the beginning of a blob that comes as a whole; the others wait."""
         self._what = f"{client}: {descriptor.digest}"
 
     @property
@@ -198,6 +200,10 @@ class RemoteBlob:
         known = self._at[endpoint]
         if not known.sends_ranges and trio.current_time() < known.avoid_until:
             refuse_beyond_prefix(wanted)
+            async with self._whole:
+                if kept := self._prefix(wanted.offset, wanted.offset + wanted.length):
+                    yield endpoint.name, _one(kept)
+                    return
         headers = {} if wanted.is_whole else {"Range": range_header(wanted.offset, wanted.length)}
         async with self._respond(endpoint, headers) as response:
             if response.status_code not in (OK, PARTIAL):
@@ -208,8 +214,7 @@ class RemoteBlob:
                 known.sends_ranges = False
                 known.avoid_until = trio.current_time() + LACKS_IT_S
                 refuse_beyond_prefix(wanted)
-                prefix = await self._read_prefix(endpoint, response)
-                yield host, _one(prefix[wanted.offset : wanted.offset + wanted.length])
+                yield host, _one(await self._cut_out(endpoint, response, wanted))
                 return
             async with aclosing(exact_body(endpoint.wire, response, wanted)) as body:
                 yield host, body
@@ -218,6 +223,18 @@ class RemoteBlob:
         """A range out of the kept beginning of a blob; empty if it is not there."""
         kept = self._client.prefixes.get(self._descriptor.digest, b"")
         return kept[position:end] if end <= len(kept) else b""
+
+    async def _cut_out(
+        self, endpoint: Endpoint, response: httpx.Response, wanted: Wanted
+    ) -> bytes:
+        """A range out of an answer with the whole blob, which one reader reads for all."""
+        end = wanted.offset + wanted.length
+        async with self._whole:
+            if kept := self._prefix(wanted.offset, end):
+                return kept
+            prefix = await self._read_prefix(endpoint, response)
+        self._served.append(_Served(0, len(prefix), endpoint, host_of(response.url)))
+        return prefix[wanted.offset : end]
 
     async def _read_prefix(self, endpoint: Endpoint, response: httpx.Response) -> bytes:
         """Read the beginning of a blob that comes as a whole, and keep it for other ranges.

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import gzip
+import random
 from collections.abc import AsyncIterator, Callable
 
 import httpx
@@ -29,6 +30,8 @@ from registry.mediatype import OCTET_STREAM
 from registry.source import RegistrySource
 from registry.transports import open_source
 from registry.wire import Wire
+from tests.support import fake_registry
+from tests.support.fake_registry import FakeRegistry
 from tests.support.http_server import Reply, Request, ScriptedServer, scripted_server
 
 DATA = bytes(range(256)) * 40
@@ -94,6 +97,27 @@ async def test_server_without_ranges_is_read_once():
         assert await reader.fetch(len(DATA) - 3, 3) == DATA[-3:]
         assert await collect(reader, 300, 500) == DATA[300:800]
         assert len(asked(server)) == 1
+
+
+async def test_many_readers_of_a_server_without_ranges_read_the_blob_once():
+    data = random.Random(7).randbytes(24 << 20)  # far more than sockets hold
+    blob = Descriptor(OCTET_STREAM, Digest.of(data), len(data))
+    registry = FakeRegistry([data], sends_ranges=False)
+    async with (
+        fake_registry.serving(registry),
+        open_source(f"{registry.host}/a/b:c", Access(timeout_s=60)) as source,
+    ):
+        reader = await source.open_blob(blob)
+
+        async def read(offset: int) -> None:
+            assert await reader.fetch(offset, 1000) == data[offset : offset + 1000]
+
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(read, number * 2_000_000)
+        await read(5)
+        assert registry.server is not None
+        assert len(data) <= registry.server.sent_bytes < 2 * len(data)
 
 
 async def test_server_without_ranges_and_a_large_blob(monkeypatch):

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 import h11
 import trio
 
+PIECE_BYTES = 256 << 10
+
 
 @dataclass(frozen=True)
 class Request:
@@ -62,6 +64,8 @@ class ScriptedServer:
     host: str
     requests: list[Request] = field(default_factory=list)
     connections: int = 0
+    sent_bytes: int = 0
+    """Of bodies that go in one piece; what waits in the kernel counts as sent."""
 
     def count(self, method: str, path: str) -> int:
         return sum(1 for r in self.requests if (r.method, r.path) == (method, path))
@@ -94,7 +98,7 @@ async def scripted_server(
                 async with stream:
                     while request := await _receive(stream):
                         server.requests.append(request)
-                        if not await _send(stream, request, answer(request)):
+                        if not await _send(server, stream, request, answer(request)):
                             break
 
         nursery.start_soon(trio.serve_listeners, handle, listeners)
@@ -135,7 +139,9 @@ async def _receive(stream: trio.abc.Stream) -> Request | None:
             return None
 
 
-async def _send(stream: trio.abc.Stream, request: Request, reply: Reply) -> bool:
+async def _send(
+    server: ScriptedServer, stream: trio.abc.Stream, request: Request, reply: Reply
+) -> bool:
     """Send the reply as it is; False when the connection must end."""
     if reply.hang:
         await trio.sleep_forever()
@@ -162,7 +168,10 @@ async def _send(stream: trio.abc.Stream, request: Request, reply: Reply) -> bool
             await trio.sleep(reply.drip_s)
             await stream.send_all(bytes([byte]))
     else:
-        await stream.send_all(reply.body)
+        for start in range(0, len(reply.body), PIECE_BYTES):
+            piece = reply.body[start : start + PIECE_BYTES]
+            await stream.send_all(piece)
+            server.sent_bytes += len(piece)
     if reply.stall:
         await trio.sleep_forever()
     if reply.reset:
