@@ -7,7 +7,7 @@ specification the tree is in the chunks, so its superblock costs a second one.
 
 from dataclasses import dataclass
 
-from lazyfs.errors import DigestMismatchError, ImageFormatError
+from lazyfs.errors import DigestMismatchError, ImageFormatError, VerificationError
 from lazyfs.interfaces import BlobSource
 from lazyfs.model import ByteRange
 from lazyfs.seekable.chunktable import MAX_TABLE_BYTES, ChunkTable, plain_table
@@ -92,9 +92,8 @@ async def fetch_metadata(
     if pointer is None:
         table, behind = plain_table(pointers.chunks_end), b""
     else:
-        beside = tree is not None and not tree.in_content and index is None
-        along = HEAD_BYTES if beside else 0
-        data, table = await _fetch_table(pointer, pointers, index or source, along)
+        beside = tree if tree and not tree.in_content and index is None else None
+        data, table = await _fetch_table(pointer, pointers, index or source, beside)
         behind = data[pointer.where.length :]
     size = table.content_size_bytes
     verity: VerityMetadata | None = None
@@ -150,33 +149,65 @@ async def fetch_content(table: ChunkTable, where: ByteRange, source: BlobSource)
     """
     if not table.compressed and not table.digest_size_bytes:
         return await source.fetch(where)
-    parts = []
-    for index, part in table.parts(where):
+    chunks = [
+        (await _fetch_chunk(table, index, source), part) for index, part in table.parts(where)
+    ]
+    return b"".join([chunk[part.offset : part.end] for chunk, part in chunks])
+
+
+async def _fetch_chunk(table: ChunkTable, index: int, source: BlobSource) -> bytes:
+    """A chunk's content; who gives it wrong is named, and another host asked."""
+    liars: list[str] = []
+    while True:
         stored = await source.fetch(table.frame(index))
-        table.verify(index, stored)
-        parts.append(table.decode(index, stored)[part.offset : part.end])
-    return b"".join(parts)
+        try:
+            table.verify(index, stored)
+            return table.decode(index, stored)
+        except (VerificationError, ImageFormatError):
+            liars.append(source.distrust(table.frame(index)))
+            if not ask_again(liars):
+                raise
 
 
 async def _fetch_table(
-    pointer: TablePointer, pointers: Pointers, source: BlobSource, along: int
+    pointer: TablePointer, pointers: Pointers, source: BlobSource, beside: TreePointer | None
 ) -> tuple[bytes, ChunkTable]:
-    """The table, with its bytes, its header, and up to ``along`` bytes behind its space."""
+    """The table, with its bytes and, if a tree lies ``beside`` it, the top of that.
+
+    Who gives one of them wrong is named, and another host asked. A top that stays wrong is for
+    those who use the tree: they can say what is wrong with it.
+    """
     if pointer.where.length > MAX_TABLE_BYTES + _HEADER:
         raise ImageFormatError(f"{pointer.where.length} bytes where a chunk table should be")
-    along = min(along + _HEADER, source.size_bytes - pointer.where.end) if along else 0
+    along = min(HEAD_BYTES + _HEADER, source.size_bytes - pointer.where.end) if beside else 0
+    span = ByteRange(pointer.where.offset, pointer.where.length + along)
     liars: list[str] = []
     while True:
-        data = await source.fetch(ByteRange(pointer.where.offset, pointer.where.length + along))
+        data = await source.fetch(span)
         try:
-            table = _proven(pointer, data[: pointer.where.length])
+            proven = _proven(pointer, data[: pointer.where.length])
         except (DigestMismatchError, ImageFormatError):
-            liars.append(source.distrust(pointer.where))
+            liars.append(source.distrust(span))
             if not ask_again(liars):
                 raise
-        else:
-            end, compressed = pointers.chunks_end, pointers.compressed
-            return data, decode_table(table, chunks_end=end, compressed=compressed)
+            continue
+        end, compressed = pointers.chunks_end, pointers.compressed
+        table = decode_table(proven, chunks_end=end, compressed=compressed)
+        behind = data[pointer.where.length :]
+        if beside is None or _is_top(beside, behind, source.size_bytes, table.content_size_bytes):
+            return data, table
+        liars.append(source.distrust(span))
+        if not ask_again(liars):
+            return data, table
+
+
+def _is_top(tree: TreePointer, frame: bytes, blob_size_bytes: int, image_size_bytes: int) -> bool:
+    """Whether a tree begins there that has the root digest."""
+    try:
+        _tree_in_blob(tree, frame, blob_size_bytes, image_size_bytes).tree()
+    except (VerificationError, ImageFormatError):
+        return False
+    return True
 
 
 def _proven(pointer: TablePointer, data: bytes) -> bytes:

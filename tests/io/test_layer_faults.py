@@ -21,6 +21,7 @@ from lazyfs.errors import (
 from lazyfs.layer.hashes import PIECE_BYTES as HASH_PIECE_BYTES
 from lazyfs.model import ByteRange, VerifyMode
 from tests.support import layer_builder as build
+from tests.support.blob_simulator import BlobSimulator
 from tests.support.layer_builder import Layer, Verity
 from tests.support.layer_rig import Opened, ReadOnlyStore, RottingStore, noise, rigged
 
@@ -296,6 +297,25 @@ async def test_the_top_of_the_tree_is_proven_on_opening():
     with pytest.raises(HashBlockMismatchError, match=r"^test/image layer 1: hash block 0 of level"):
         async with rigged() as rig:
             await rig.open(BIG.flipped(top))
+
+
+@pytest.mark.parametrize(
+    ("layer", "place"),
+    [
+        (BIG, BIG.tree.offset - 100),
+        (BIG, BIG.tree.offset + 20),
+        (BIG, BIG.tree.offset + 512),
+        (SPEC, SPEC.frames[-1].offset + 5),
+    ],
+    ids=["table", "superblock", "root block", "chunk with the superblock"],
+)
+async def test_what_opening_needs_is_asked_for_again_when_it_is_wrong(layer: Layer, place: int):
+    async with rigged() as rig:
+        blob = BlobSimulator(layer.blob)
+        lie = blob.lie(place, times=1)
+        opened = await rig.open(layer, blob=blob)
+        assert lie.told == 1
+        await opened.expect_all()
 
 
 # Whatever is changed, wherever it is
