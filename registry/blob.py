@@ -224,9 +224,7 @@ class RemoteBlob:
         kept = self._client.prefixes.get(self._descriptor.digest, b"")
         return kept[position:end] if end <= len(kept) else b""
 
-    async def _cut_out(
-        self, endpoint: Endpoint, response: httpx.Response, wanted: Wanted
-    ) -> bytes:
+    async def _cut_out(self, endpoint: Endpoint, response: httpx.Response, wanted: Wanted) -> bytes:
         """A range out of an answer with the whole blob, which one reader reads for all."""
         end = wanted.offset + wanted.length
         async with self._whole:

@@ -14,6 +14,7 @@ from registry.deadlines import INFINITE, SLOWEST_BYTES_PER_S, Deadlines
 from registry.errors import ConfigurationError, TransportError
 from registry.hosts import HostConfig
 from registry.httperrors import host_of
+from registry.names import doubt_names
 from registry.proxies import proxy_for
 from registry.tls import elsewhere_context, host_context, no_context
 
@@ -91,6 +92,9 @@ class Connections:
             with trio.move_on_after(self._answer_limit_s(method, content)):
                 try:
                     response = await transport.handle_async_request(request)
+                except (httpx.ConnectError, httpx.ConnectTimeout):
+                    doubt_names()
+                    raise
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                     if note.connected or not may_repeat:
                         raise

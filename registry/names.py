@@ -14,6 +14,8 @@ import trio
 LOOKUPS_AT_ONCE = 8
 FRESH_S = 30.0
 """How long an answer is used without asking again."""
+DOUBTED_S = 5.0
+"""The same where a connection has failed meanwhile: the host may have moved."""
 REPLACE_WITHIN_S = 2.0
 """How long a new answer is waited for where there is an old one."""
 NAMES_LIMIT = 256
@@ -64,13 +66,20 @@ class Names(trio.abc.HostnameResolver):
             return await self._ask(question)
         if trio.current_time() - known.asked_at < FRESH_S:
             return known.addresses
+        known.asked_at = trio.current_time()  # the others go on with what is known
         try:
             with trio.move_on_after(REPLACE_WITHIN_S):
                 return await self._ask(question)
         except socket.gaierror:
             pass
-        known.asked_at = trio.current_time()
         return known.addresses
+
+    def doubt(self) -> None:
+        """A connection has failed: ask again for all that was not asked for a moment ago."""
+        now = trio.current_time()
+        for known in self._known.values():
+            if now - known.asked_at >= DOUBTED_S:
+                known.asked_at = now - FRESH_S
 
     async def _ask(self, question: _Question) -> Addresses:
         look_up = partial(socket.getaddrinfo, *question)
@@ -93,5 +102,18 @@ class Names(trio.abc.HostnameResolver):
 
 def use_names() -> None:
     """Look names up so in this run of trio, unless a resolver has been chosen already."""
+    trio.socket.set_custom_hostname_resolver(_chosen() or Names())
+
+
+def doubt_names() -> None:
+    """A connection has failed: known addresses may not be right any more."""
+    chosen = _chosen()
+    if isinstance(chosen, Names):
+        chosen.doubt()
+
+
+def _chosen() -> trio.abc.HostnameResolver | None:
+    """The resolver of this run of trio, if one has been chosen."""
     chosen = trio.socket.set_custom_hostname_resolver(None)
-    trio.socket.set_custom_hostname_resolver(chosen or Names())
+    trio.socket.set_custom_hostname_resolver(chosen)
+    return chosen

@@ -355,6 +355,27 @@ async def test_names_are_remembered_for_when_nobody_answers(monkeypatch, mock_cl
         await resolver.getaddrinfo(b"b.example", 1)
 
 
+async def test_a_failed_connection_casts_doubt_on_addresses(monkeypatch, mock_clock):
+    """The host may have moved: its name is looked up again, but not for each failure."""
+    answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 1))]
+    asked: list[object] = []
+
+    def look_up(host, port, *rest):
+        asked.append(host)
+        return answer
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    resolver = names_module.Names()
+    trio.socket.set_custom_hostname_resolver(resolver)
+    for rounds in (1, 2, 3):
+        for _ in range(3):
+            assert await resolver.getaddrinfo(b"a.example", 1) == answer
+            names_module.doubt_names()
+            assert len(asked) == rounds
+        mock_clock.jump(names_module.DOUBTED_S)
+        names_module.doubt_names()
+
+
 async def test_a_name_server_that_hangs_leaves_threads_for_others(monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *question: gate.wait(60))
