@@ -16,6 +16,7 @@
     ├── UnpackError                 the image cannot be unpacked there
     └── NoSuchEntryError, NotADirectoryNodeError, NotASymlinkNodeError,
         NotAFileNodeError           ordinary answers of a file system
+        └── NotYetThereError        (of the first) ... that may change
 
 A message says what, where (layer, device, byte offset), what was wanted and what was found;
 never a credential or a signed URL. Bugs are ``AssertionError`` or whatever Python raises.
@@ -80,6 +81,10 @@ class UnpackError(LazyfsError):
 
 class NoSuchEntryError(LazyfsError):
     """The directory has no entry of that name."""
+
+
+class NotYetThereError(NoSuchEntryError):
+    """The directory has no entry of that name now, but may have one later."""
 
 
 class NotADirectoryNodeError(LazyfsError):

@@ -11,11 +11,14 @@ from lazyfs.errors import PlanError, SourceUnavailableError
 from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.interfaces import ImageSource
+from registry.jsondoc import as_object, parse_object
 from registry.manifest import Descriptor, Index, Manifest, choose_platform, decode
 from registry.platforms import Platform, host_platform, parse_platform
 
 EROFS_FEATURE = "erofs"
 """What ``os.features`` of a platform says of an image with EROFS layers."""
+
+CONFIG_LIMIT_BYTES = 8 << 20
 
 MAX_INDEX_DEPTH = 4
 """Indexes inside indexes that are followed."""
@@ -88,6 +91,29 @@ async def resolve_pinned(source: ImageSource, pin: str) -> ResolvedImage:
     if isinstance(document, Index):
         raise PlanError(f"{source.name}: {digest} is an index, not a manifest")
     return ResolvedImage(source.name, descriptor, document, (), values["platform"])
+
+
+async def fetch_diff_ids(source: ImageSource, manifest: Manifest) -> tuple[Digest, ...]:
+    """The diff ID of each layer of a manifest, as its configuration has them.
+
+    Raises:
+        SourceUnavailableError: the configuration cannot be had, or is none.
+        PlanError: it does not fit the manifest.
+    """
+    try:
+        raw = await source.fetch_content(manifest.config, CONFIG_LIMIT_BYTES)
+        document = parse_object(raw, "configuration", CONFIG_LIMIT_BYTES)
+        rootfs = as_object(document.get("rootfs", {}), "configuration: rootfs")
+        listed = rootfs.get("diff_ids", [])
+        found = listed if isinstance(listed, list) else []
+        if len(found) != len(manifest.layers):
+            raise PlanError(
+                f"{source.name}: the configuration names {len(found)} diff IDs, "
+                f"the manifest has {len(manifest.layers)} layers"
+            )
+        return tuple(Digest.parse(str(diff_id)) for diff_id in found)
+    except RegistryError as error:
+        raise SourceUnavailableError(str(error)) from error
 
 
 async def _resolve(source: ImageSource, wanted: Platform) -> ResolvedImage:

@@ -33,6 +33,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("convert", "lazyfs.cli.convert", "make a seekable EROFS image from a container image"),
     Command("mount", "lazyfs.cli.mount", "mount an image on a directory"),
+    Command("store", "lazyfs.cli.store", "serve the layers of images as files, for containerd"),
     Command("umount", "lazyfs.cli.umount", "take a mount down"),
     Command("restart", "lazyfs.cli.restart", "let another daemon serve a mount that is in use"),
     Command("status", "lazyfs.cli.status", "show what is mounted and what it has fetched"),

@@ -21,6 +21,7 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from lazyfs.cli.options import IMAGE_HELP, add_hosts_dir, add_platform
@@ -52,14 +53,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="serve the mount in this process; Ctrl-C or SIGTERM unmounts",
     )
     add_platform(parser)
-    _add_fetching(parser)
+    group = parser.add_argument_group("fetching and keeping")
+    add_fetching(group)
+    group.add_argument(
+        "--prefetch",
+        choices=PREFETCH_CHOICES,
+        default="none",
+        help="all: fetch the whole image in the background, behind what is being read "
+        "(default: %(default)s)",
+    )
     add_hosts_dir(parser)
     _add_permissions(parser)
     parser.add_argument("--quiet", action="store_true", help="no warnings, only errors")
 
 
-def _add_fetching(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("fetching and keeping")
+def add_fetching(group: "argparse._ArgumentGroup") -> None:
+    """Declare how layers are fetched and kept."""
     group.add_argument(
         "--cache-dir",
         metavar="DIR",
@@ -97,13 +106,6 @@ def _add_fetching(parser: argparse.ArgumentParser) -> None:
         help="the error of such a read: EIO (default) or ETIMEDOUT",
     )
     group.add_argument(
-        "--prefetch",
-        choices=PREFETCH_CHOICES,
-        default="none",
-        help="all: fetch the whole image in the background, behind what is being read "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
         "--plain-http",
         action="store_true",
         help="talk HTTP without TLS to any registry (loopback names may use it anyway)",
@@ -130,25 +132,36 @@ def _cache_size(text: str) -> int | None:
     return size(text) or None
 
 
-def run(args: argparse.Namespace) -> int:
-    """Mount the image."""
-    options = MountOptions(
+def fetching_options(args: argparse.Namespace) -> MountOptions:
+    """What the arguments of ``add_fetching``, ``add_platform`` and ``add_hosts_dir`` say."""
+    return MountOptions(
         cache_dir=args.cache_dir.absolute(),
         cache_size_bytes=args.cache_size,
         verify=VerifyMode(args.verify),
         platform=args.platform,
         timeout_s=args.timeout,
-        prefetch=args.prefetch,
         plain_http=args.plain_http,
         hosts_dir=args.hosts_dir and args.hosts_dir.absolute(),
+        on_timeout=args.on_timeout,
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Mount the image."""
+    options = replace(
+        fetching_options(args),
+        prefetch=args.prefetch,
         allow_other=args.allow_other,
         suid=args.suid,
         dev=args.dev,
-        on_timeout=args.on_timeout,
     )
     if (args.suid or args.dev) and os.geteuid() != 0:
         raise MountError("--suid and --dev are for root only")
-    image = absolute_image(args.image, Path.cwd())
+    return serve(absolute_image(args.image, Path.cwd()), options, args)
+
+
+def serve(image: str, options: MountOptions, args: argparse.Namespace) -> int:
+    """Mount what ``image`` names on ``args.directory``, in the background or the foreground."""
     service = None
     if args.foreground:
         service = begin(resolve(args.directory), image)

@@ -72,6 +72,8 @@ def _facts(document: Document) -> list[tuple[str, str]]:
         ("daemon", f"process {document['pid']}, up {_duration(document.get('uptime_s'))}"),
         ("survives", _survival(_object(document.get("survival")))),
     ]
+    if store := _object(document.get("store")):
+        facts.append(("store", _store(store)))
     if document.get("resolution"):
         facts.append(("note", str(document["resolution"])))
     if document.get("digest"):
@@ -111,6 +113,16 @@ def _host(host: Document) -> str:
         text += f", {host.get('wrong_answers')} answers wrong"
     problem = host.get("last_problem")
     return f"{text}; last: {problem}" if problem else text
+
+
+def _store(store: Document) -> str:
+    """How many images and files a store has, and which of them are sick."""
+    images, files = _objects(store.get("images")), _objects(store.get("files"))
+    opened = sum(bool(file.get("opened")) for file in files)
+    text = f"{len(images)} images, {len(files)} layers, {opened} of them in use"
+    sick = [f"{image.get('name')}: {image['problem']}" for image in images if image.get("problem")]
+    sick += [f"{file.get('diff_id')}: {file['problem']}" for file in files if file.get("problem")]
+    return "; ".join([text, *sick])
 
 
 def _read_by_users(fuse: Document) -> str:

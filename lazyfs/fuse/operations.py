@@ -24,6 +24,7 @@ from lazyfs.errors import (
     ImageFormatError,
     LazyfsError,
     NoSuchEntryError,
+    NotYetThereError,
     SourceUnavailableError,
 )
 from lazyfs.fuse.adoption import Adoptable
@@ -164,6 +165,8 @@ class ImageOperations(Adoptable):
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         try:
             node = await self._tree.lookup(NodeId(parent_inode), name)
+        except NotYetThereError:
+            raise  # ENOENT, which the kernel does not remember
         except NoSuchEntryError:
             return absent_entry()
         return entry_attributes(node, await self._tree.attributes(node))

@@ -10,8 +10,8 @@ from pathlib import Path
 if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from lazyfs.mount.assemble import open_image
 from lazyfs.mount.background import main
+from lazyfs.mount.openers import open_named
 
 if __name__ == "__main__":
-    sys.exit(main(open_image))
+    sys.exit(main(open_named))

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -109,9 +109,9 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
         return
     try:
         async with (
-            _open_store(options) as (store, flights, documents),
+            open_chunk_store(options) as (store, flights, documents),
             open_source(name, options.access()) as remote,
-            _background() as nursery,
+            background() as nursery,
         ):
             source = KeptSource(remote, documents)
             with trio.fail_after(options.timeout_s or math.inf):
@@ -142,7 +142,7 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
 
 
 @asynccontextmanager
-async def _background() -> AsyncIterator[trio.Nursery]:
+async def background() -> AsyncIterator[trio.Nursery]:
     """A nursery whose tasks end with the block, and whose block's error stays single."""
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -156,7 +156,7 @@ async def _background() -> AsyncIterator[trio.Nursery]:
 
 
 @asynccontextmanager
-async def _open_store(
+async def open_chunk_store(
     options: MountOptions,
 ) -> AsyncIterator[tuple[ChunkStore, Flights, Documents]]:
     """The store that the layers share; without a usable cache folder a small one in memory."""
@@ -183,7 +183,7 @@ async def _open_layers(
     options: MountOptions,
     documents: Documents,
 ) -> OpenedImage:
-    opener = _Opener(source, resolved.name, engine, options, documents)
+    opener = LayerOpener(source, resolved.name, engine, options, documents)
     layers = await all_of([partial(opener.open, *item) for item in enumerate(plans, 1)])
     reports = opener.ordered_reports()
     if options.prefetch == "all":
@@ -195,7 +195,16 @@ async def _open_layers(
     return OpenedImage(tree, report)
 
 
-class _Opener:
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the layers of one mount have in common, of however many images they are."""
+
+    pages: PageMemory = field(default_factory=PageMemory)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
+    """Of layers, as ``pages`` knows them."""
+
+
+class LayerOpener:
     """Opens the layers of one image, and the blobs that belong to them."""
 
     def __init__(
@@ -205,16 +214,19 @@ class _Opener:
         engine: Engine,
         options: MountOptions,
         documents: Documents,
+        shared: Shared | None = None,
     ) -> None:
+        """Open layers of the image ``name`` in ``source``; ``shared`` with other images."""
+        shared = shared or Shared()
         self._source = source
         self._documents = documents
         self._name = name
         self._engine = engine
         self._options = options
-        self._pages = PageMemory()
+        self._pages = shared.pages
         self._derived = Memo(DERIVED_BYTES)
         self._inodes = InodeMemory()
-        self._numbers = itertools.count()
+        self._numbers = shared.numbers
         self._reports: list[tuple[int, LayerReport]] = []
 
     def ordered_reports(self) -> tuple[LayerReport, ...]:
@@ -241,7 +253,7 @@ class _Opener:
         data: Sequence[ErofsLayer],
     ) -> ErofsLayer:
         """Open an EROFS image; devices are fetched only if it has data on them."""
-        reader = await self._reader(what, plan, position)
+        reader = await self.reader(what, plan, position)
         number = next(self._numbers)
         layer = (
             RedirectingLayer(number, [reader], self._derived, self._inodes, data)
@@ -251,7 +263,7 @@ class _Opener:
         with _naming(f"{self._name} {what}"):
             await layer.open()
         wanted = [
-            partial(self._reader, f"{what} device {index}", device, position)
+            partial(self.reader, f"{what} device {index}", device, position)
             for index, device in enumerate(devices[: len(layer.image.devices)], 1)
         ]
         found = await all_of(wanted)
@@ -259,8 +271,12 @@ class _Opener:
             layer.attach(found)
         return layer
 
-    async def _reader(self, what: str, plan: LayerPlan, position: int) -> PagedReader:
-        """Open one blob."""
+    async def reader(self, what: str, plan: LayerPlan, position: int) -> PagedReader:
+        """Open one blob by itself.
+
+        Raises:
+            LazyfsError: it cannot be, and why.
+        """
         digest = plan.descriptor.digest
         name = f"{self._name} {what} ({digest.algorithm}:{digest.encoded[:12]})"
         counters = LayerCounters()

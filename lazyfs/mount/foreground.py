@@ -5,9 +5,9 @@ from collections.abc import Callable
 import trio
 
 from lazyfs.fuse.errno_table import first_cause
-from lazyfs.mount.assemble import open_image
 from lazyfs.mount.daemon import raise_file_limit, serve_mount
 from lazyfs.mount.life import Custody, End
+from lazyfs.mount.openers import open_named
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.service import Service
 from lazyfs.mount.supervision import HANDED_OVER
@@ -30,7 +30,7 @@ def serve_in_foreground(
     raise_file_limit()
     device = None if service.taken_over is None else service.taken_over.device
     try:
-        end = trio.run(serve_mount, request, open_image, announce, Custody(service.keeper, device))
+        end = trio.run(serve_mount, request, open_named, announce, Custody(service.keeper, device))
     except Exception as error:
         if service.keeper is not None:
             service.keeper.status(str(first_cause(error)))

@@ -11,11 +11,13 @@ MAX_HOLDERS = 8
 
 def holders(mountpoint: str) -> list[str]:
     """Processes and mounts that use ``mountpoint``, for a message; the first few."""
+    below = mountpoint + "/"
     found = [
         f"a mount on {entry.mountpoint}"
         for entry in current_mounts()
-        if entry.mountpoint.startswith(mountpoint + "/")
+        if entry.mountpoint.startswith(below) or entry.source.startswith(below)
     ]
+    found += [f"the loop device {name}" for name in _loop_devices(below)]
     for process in Path("/proc").iterdir():
         if len(found) >= MAX_HOLDERS:
             found.append("others")
@@ -23,6 +25,16 @@ def holders(mountpoint: str) -> list[str]:
         if process.name.isdigit() and (use := _use_of(process, mountpoint)):
             found.append(f"{_name(process)} (process {process.name}: {use})")
     return found
+
+
+def _loop_devices(below: str) -> Iterator[str]:
+    """Loop devices on files of the mount."""
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if backing.read_text().startswith(below):
+                yield backing.parts[3]
+        except OSError:
+            continue
 
 
 def _use_of(process: Path, mountpoint: str) -> str | None:

@@ -1,6 +1,6 @@
 """What ``lazyfs status`` shows of an opened image: a JSON document, made without waiting."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from cache.directory import DirectoryStore
@@ -73,26 +73,11 @@ class ImageReport:
             "platform": self.resolved.platform,
             "resolution": self.source.note,
             "verify": self.options.verify.value,
-            "layers": self._layers(),
-            "totals": _totals([layer.counters for layer in self.layers]),
+            "layers": layer_documents(self.layers, self.store),
+            "totals": totals([layer.counters for layer in self.layers]),
             "hosts": [asdict(host) for host in self.source.hosts()],
-            "cache": {
-                "path": str(self.options.cache_dir)
-                if isinstance(self.store, DirectoryStore)
-                else None,
-                "usage_bytes": self.store.usage_bytes(),
-                "limit_bytes": self.options.cache_size_bytes,
-            },
+            "cache": cache_document(self.store, self.options),
         }
-
-    def _layers(self) -> list[dict[str, object]]:
-        documents = []
-        counted = 0
-        for layer in self.layers:
-            counted += layer.chunks
-            fits = counted <= MAX_COUNTED_CHUNKS
-            documents.append(layer.document(self.store, count_cached=fits))
-        return documents
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +113,30 @@ class LocalReport:
                 }
                 for file in self.files
             ],
-            "totals": _totals([file.counters for file in self.files]),
+            "totals": totals([file.counters for file in self.files]),
             "hosts": [],
             "cache": None,
         }
+
+
+def layer_documents(layers: Iterable[LayerReport], store: ChunkStore) -> list[dict[str, object]]:
+    """The layers' parts of the status."""
+    documents = []
+    counted = 0
+    for layer in layers:
+        counted += layer.chunks
+        fits = counted <= MAX_COUNTED_CHUNKS
+        documents.append(layer.document(store, count_cached=fits))
+    return documents
+
+
+def cache_document(store: ChunkStore, options: MountOptions) -> dict[str, object]:
+    """What the status tells of the cache."""
+    return {
+        "path": str(options.cache_dir) if isinstance(store, DirectoryStore) else None,
+        "usage_bytes": store.usage_bytes(),
+        "limit_bytes": options.cache_size_bytes,
+    }
 
 
 def _counts(counters: LayerCounters) -> dict[str, object]:
@@ -144,7 +149,8 @@ def _counts(counters: LayerCounters) -> dict[str, object]:
     }
 
 
-def _totals(layers: Sequence[LayerCounters]) -> dict[str, int]:
+def totals(layers: Sequence[LayerCounters]) -> dict[str, int]:
+    """The counters of all layers together."""
     return {
         name: sum(getattr(counters, name) for counters in layers)
         for name in (

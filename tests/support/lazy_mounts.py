@@ -93,6 +93,21 @@ class LazyMount:
 def mounted(image: str, directory: Path, *options: str | Path) -> Iterator[LazyMount]:
     """Mount an image; whatever happens, neither mount nor daemon is left."""
     lazyfs("mount", "--mkdir", *options, image, directory)
+    with _watched(directory) as mount:
+        yield mount
+
+
+@contextlib.contextmanager
+def stored(directory: Path, images: Sequence[str], *options: str | Path) -> Iterator[LazyMount]:
+    """Mount a store; whatever happens, neither mount nor daemon is left."""
+    lazyfs("store", "--mkdir", *options, directory, *images)
+    with _watched(directory) as mount:
+        yield mount
+
+
+@contextlib.contextmanager
+def _watched(directory: Path) -> Iterator[LazyMount]:
+    """What is mounted on a directory; taken down with the block."""
     mount = None
     watchdog = None
     try:
