@@ -55,8 +55,6 @@ class Flight:
         self._lock = lock
         self._outcome: bytes | Exception | None = None
         self._done = trio.Event()
-        self.begun_s: Final = trio.current_time()
-        """When it was claimed, by trio's clock."""
 
     def land(self, data: bytes) -> None:
         """Give the whole, verified chunk to those who wait in this process, at once.

@@ -22,8 +22,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-import trio
-
+from lazyfs.cli.interrupts import run_until_interrupted
 from lazyfs.cli.options import access_of, add_hosts_dir
 from lazyfs.cli.progress import open_progress
 from lazyfs.cli.values import format_size, seconds, size
@@ -146,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
             ):
                 return await convert_image(source, destination, options, progress, ledger)
 
-    result = trio.run(convert)
+    result = run_until_interrupted(convert)
     if args.json:
         print(json.dumps(_as_json(result), indent=2))
     elif not args.quiet:

@@ -12,8 +12,7 @@ import argparse
 import dataclasses
 import json
 
-import trio
-
+from lazyfs.cli.interrupts import run_until_interrupted
 from lazyfs.mount.doctor import PROBLEM, examine
 
 
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the findings."""
-    findings = trio.run(examine)
+    findings = run_until_interrupted(examine)
     if args.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:

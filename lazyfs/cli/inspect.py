@@ -17,8 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import trio
-
+from lazyfs.cli.interrupts import run_until_interrupted
 from lazyfs.cli.options import IMAGE_HELP, access_of, add_access, add_platform
 from lazyfs.cli.values import format_size, printable
 from lazyfs.inspect import describe, describe_local, layer_of, walk
@@ -55,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Inspect the image."""
-    document = trio.run(_describe, args)
-    tree = trio.run(_tree, args) if args.tree else None
+    document = run_until_interrupted(_describe, args)
+    tree = run_until_interrupted(_tree, args) if args.tree else None
     if args.json:
         print(json.dumps(document if tree is None else {**document, "tree": tree}, indent=2))
         return 0

@@ -23,8 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import trio
-
+from lazyfs.cli.interrupts import run_until_interrupted
 from lazyfs.cli.options import IMAGE_HELP, access_of, add_access, add_jobs, add_platform
 from lazyfs.cli.progress import open_progress
 from lazyfs.cli.values import format_size
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     if parse_local_image(args.image) is not None:
         raise UnpackError(f"{args.image} is unpacked already: a plain file, ready to be mounted")
     try:
-        result = trio.run(_unpack, args)
+        result = run_until_interrupted(_unpack, args)
     except BaseException as error:
         if isinstance(innermost(error), KeyboardInterrupt):
             print(

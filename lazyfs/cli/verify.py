@@ -22,8 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import trio
-
+from lazyfs.cli.interrupts import run_until_interrupted
 from lazyfs.cli.options import IMAGE_HELP, access_of, add_access, add_jobs, add_platform
 from lazyfs.cli.progress import open_progress
 from lazyfs.cli.values import format_size, printable
@@ -66,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Verify; return the exit status."""
     if args.repair and not args.cached:
         args.usage_error("--repair is for --cached: nothing else can be mended here")
-    report = trio.run(_verify, args)
+    report = run_until_interrupted(_verify, args)
     if args.json:
         print(json.dumps(_as_json(report), indent=2))
     else:

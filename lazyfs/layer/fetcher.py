@@ -44,9 +44,6 @@ DECODED_BYTES = 32 << 20
 SLOWEST_BYTES_PER_S = 16 << 10
 """A fetch that is slower than this, over its whole length, is given up."""
 
-JOINED_LATE_S = 1.0
-"""A read that joins a fetch so much older than itself gets a second one if that fails."""
-
 _ROTTEN = "rotten in the cache or sent wrong, fetching it again"
 
 log = logging.getLogger(__name__)
@@ -224,17 +221,18 @@ class PieceFetcher:
     ) -> bytes:
         """Bytes of a piece that is being fetched: by ``flight`` or by another process.
 
-        When the time of a flight is over that is older than this read, the read has some left.
+        When the time of a flight is over that is older than this read, the read has some left: it
+        gets another one.
         """
         flights = self._engine.flights
-        late = flight is not None and trio.current_time() - flight.begun_s >= JOINED_LATE_S
+        end = trio.current_time() + self._engine.timeout_s
         while True:
             try:
                 data = await (flights.wait(piece.key) if flight is None else flight.outcome())
-            except SourceUnavailableError:
-                if not late or self._engine.nursery.cancel_scope.cancel_called:
+            except DeadlineExceededError:
+                if trio.current_time() >= end:
                     raise
-                late, data = False, None
+                data = None
             if data is not None:
                 return data[offset : offset + length]
             stored = self._engine.store.read(piece.key, offset, length)

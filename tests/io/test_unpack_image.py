@@ -264,6 +264,10 @@ def interrupted(name: str, after_bytes: int, how: int, *words: object) -> tuple[
         return process.returncode, errors
 
 
+HEADERS_BYTES = 64 << 10
+"""What the answers to all requests of a run may have beside the bodies that they count."""
+
+
 @pytest.mark.parametrize("form", ["containerd", "no tree", "spec", "raw"])
 def test_killed_at_any_point(form: str, large: bytes, tmp_path: Path):
     layer: Layer = FORMS[form](large)
@@ -285,8 +289,8 @@ def test_killed_at_any_point(form: str, large: bytes, tmp_path: Path):
             with counting_proxy(name.partition("/")[0]) as proxy:
                 (made,) = unpacked(f"{proxy.host}/app:1", out)
                 if made["resumedChunks"]:
-                    assert proxy.received_bytes < size
                     assert made["fetchedBytes"] < size
+                    assert proxy.received_bytes < made["fetchedBytes"] + HEADERS_BYTES
             resumed.append(made["resumedChunks"])
             path = Path(made["path"])
             assert path.read_bytes() == Path(wanted["path"]).read_bytes()

@@ -94,7 +94,9 @@ def test_sound_then_rotten_then_mended(form: str, image: bytes, tmp_path: Path):
     assert verify(layout.name, "--cache-dir", cache)[0] == 0
     read_all(layout.name, cache)
     status, report = verify(layout.name, "--cache-dir", cache)
-    assert (status, report["checked"]["chunks"]) == (0, count)
+    assert (status, report["findings"]) == (0, [])
+    assert victim.exists()
+    assert report["checked"]["chunks"] >= count, "the end of a mount may come before a write"
 
 
 def test_a_short_chunk(image: bytes, tmp_path: Path):
