@@ -13,12 +13,14 @@ Examples:
   lazyfs convert docker-archive:app.tar oci:images/app:1.2
   lazyfs convert app:1.2 registry.example/app:1.2 --platform linux/amd64
   lazyfs convert oci:in:app oci-archive:out.tar:app --chunk-size 1MiB --compression-level 19
+  lazyfs convert erofs:meta.erofs,device=data.img oci:out:app --layout erofs-spec
 """
 
 import argparse
 import json
 import logging
 import os
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +28,19 @@ from lazyfs.cli.interrupts import run_until_interrupted
 from lazyfs.cli.options import access_of, add_hosts_dir
 from lazyfs.cli.progress import open_progress
 from lazyfs.cli.values import format_size, seconds, size
+from lazyfs.convert.erofsfiles import open_erofs_files
 from lazyfs.convert.ledger import Ledger
 from lazyfs.convert.options import DEFAULT_BLOCK_BYTES, DEFAULT_CHUNK_BYTES, ConvertOptions
 from lazyfs.convert.pipeline import convert_image
 from lazyfs.convert.results import ConversionResult, LayerResult
 from lazyfs.errors import ConversionError
+from lazyfs.localname import parse_local_image
 from lazyfs.mount.options import default_cache_dir
 from lazyfs.seekable.frames import DEFAULT_LEVEL
 from lazyfs.seekable.mediatypes import Layout
 from registry.errors import InvalidReferenceError
-from registry.interfaces import DEFAULT_TIMEOUT_S
-from registry.platforms import Platform, parse_platform
+from registry.interfaces import DEFAULT_TIMEOUT_S, Access, ImageSource
+from registry.platforms import Platform, host_platform, parse_platform
 from registry.transports import open_destination, open_source
 
 
@@ -140,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     async def convert() -> ConversionResult:
         with open_progress(quiet=args.quiet) as progress:
             async with (
-                open_source(args.source, access) as source,
+                _open_source(args, access, options) as source,
                 open_destination(args.destination, access) as destination,
             ):
                 return await convert_image(source, destination, options, progress, ledger)
@@ -151,6 +155,16 @@ def run(args: argparse.Namespace) -> int:
     elif not args.quiet:
         _print_summary(result)
     return 0
+
+
+def _open_source(
+    args: argparse.Namespace, access: Access, options: ConvertOptions
+) -> AbstractAsyncContextManager[ImageSource]:
+    local = parse_local_image(args.source)
+    if local is None:
+        return open_source(args.source, access)
+    platform = options.platforms[0] if options.platforms else host_platform()
+    return open_erofs_files(args.source, local, platform, options.chunk_size_bytes)
 
 
 def _options(args: argparse.Namespace) -> ConvertOptions:

@@ -49,7 +49,7 @@ An image is named as skopeo names it; docker:// may be left out:
   oci:DIR[:TAG]                     an OCI layout folder
   oci-archive:FILE[:TAG]            the same in a tar file
   docker-archive:FILE               as "docker save" writes it (source only)
-  erofs:FILE[,device=FILE...]       a local EROFS image (mount, inspect, verify)
+  erofs:FILE[,device=FILE...]       a local EROFS image (not to be written to)
 
 Example:
   lazyfs convert docker-archive:app.tar oci:app:latest

@@ -18,7 +18,7 @@ from tests.support.erofs_files import (
     packaged_mkfs,
 )
 from tests.support.images import LayerFile, digest_of, noise, write_layout
-from tests.support.lazy_mounts import convert, mounted
+from tests.support.lazy_mounts import convert, lazyfs, mounted
 from tests.support.mounting import needs_fuse
 from tests.support.registry_server import RegistryServer, running_registry
 from tests.support.served import served
@@ -101,6 +101,37 @@ def test_a_layer_in_a_registry_is_shown_as_by_the_kernel(name: str, wrapped: str
     image = f"{wrapped}/{name}:x"
     with served(image, tmp_path / "mnt", "--cache-dir", tmp_path / "cache") as mount:
         assert_shown(facts_of_tree(mount.path), EXPECTED[name])
+
+
+@pytest.mark.parametrize("name", sorted(set(golden_names()) - set(ONE_IMAGE)))
+def test_devices_in_a_registry_are_shown_as_by_the_kernel(
+    name: str, registry: RegistryServer, tmp_path: Path
+):
+    paths = [tmp_path / "image", tmp_path / "device"]
+    for path, data in zip(paths, golden_devices(name), strict=True):
+        path.write_bytes(data)
+    image = f"{registry.host}/{name}:x"
+    source = f"erofs:{paths[0]},device={paths[1]}"
+    convert(source, image, "--layout=erofs-spec", "--chunk-size=4KiB")
+    with mounted(image, tmp_path / "mnt", "--cache-dir", tmp_path / "cache") as mount:
+        assert_shown(facts_of_tree(mount.path), EXPECTED[name])
+        assert [layer["lazy"] for layer in mount.status()["layers"]] == [True, True]
+    lazyfs("verify", image)
+
+
+def test_a_read_of_a_device_fetches_a_part(registry: RegistryServer, tmp_path: Path):
+    source, paths = tmp_path / "source", [tmp_path / "image", tmp_path / "device"]
+    source.mkdir()
+    for number in range(40):
+        (source / f"{number}").write_bytes(noise(100_000, b"%d" % number))
+    make_image(packaged_mkfs(), source, paths[0], "--chunksize=4096", f"--blobdev={paths[1]}")
+    image = f"{registry.host}/device-in-part:x"
+    names = f"erofs:{paths[0]},device={paths[1]}"
+    convert(names, image, "--layout=erofs-spec", CHUNKS)
+    with mounted(image, tmp_path / "mnt", "--cache-dir", tmp_path / "cache") as mount:
+        assert (mount.path / "7").read_bytes() == (source / "7").read_bytes()
+        assert mount.totals()["fetched_bytes"] < 1_000_000
+    assert paths[1].stat().st_size >= 4_000_000
 
 
 @pytest.mark.parametrize("options", [("-zlz4hc", "-C16384"), ("-zlz4hc", "-Eztailpacking")])
