@@ -33,13 +33,23 @@ from cache.errors import (
     StoreFullError,
 )
 from cache.eviction import StoredChunk, charged_bytes, evict, eviction_target_bytes
-from cache.folder import CHUNKS_NAME, LOCKS_NAME, TEMPORARY_NAME, make_folder, open_folder
+from cache.folder import (
+    CHUNKS_NAME,
+    LOCKS_NAME,
+    TEMPORARY_NAME,
+    make_folder,
+    open_folder,
+    write_all,
+)
+from cache.freespace import NO_MARK, FreeSpace, MinFree
 from cache.ledger import Account, Ledger
 from cache.locks import LockFile, try_lock
 from cache.recency import RecentUses
 from cache.store import StoreStatistics
 
 STAMP_INTERVAL_NS: Final = 60 * 1_000_000_000
+MAX_UNREADABLE: Final = 4096
+"""Chunks on bad blocks that are remembered, so that the next ``put`` replaces them."""
 
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _READ_CHUNK: Final = _READ | os.O_NOATIME
@@ -49,24 +59,33 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 class ChunkFiles:
     """One open store folder. Names are paths below ``chunks/``, made by ``ChunkKey``."""
 
-    def __init__(self, root: int, path: Path, limit_bytes: int | None) -> None:
+    def __init__(
+        self, root: int, path: Path, limit_bytes: int | None, min_free: MinFree = NO_MARK
+    ) -> None:
         """Take over the descriptor ``root``; use ``ChunkFiles.open``."""
         self.locks_path = path.absolute() / LOCKS_NAME  # a daemon changes its folder
         self._root = root
         self._limit_bytes = limit_bytes
+        self._free = FreeSpace(root, min_free)
         self._ledger = Ledger(root, self._count)
         self._uses = RecentUses()
+        self._unreadable: set[str] = set()
         self._counters = StoreCounters()
         self._counting = threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, limit_bytes: int | None) -> "ChunkFiles":
+    def open(cls, path: Path, limit_bytes: int | None, min_free: MinFree = NO_MARK) -> "ChunkFiles":
         """Open the store in ``path``, clean up after killed processes and keep to the limit.
+
+        Args:
+            path: of the folder.
+            limit_bytes: what it may hold; None: no limit.
+            min_free: what its disk should keep free.
 
         Raises:
             CacheOpenError: the folder cannot serve as a store, or the disk failed.
         """
-        files = cls(open_folder(path), path, limit_bytes)
+        files = cls(open_folder(path), path, limit_bytes, min_free)
         try:
             with files._ledger.locked() as account:
                 files._sweep_temporary(account)
@@ -99,7 +118,7 @@ class ChunkFiles:
         except FileNotFoundError:
             pass
         except OSError:
-            self._add(errors=1)
+            self._note_unreadable(name)
         if data is None or len(data) != length:
             self._counters.misses += 1
             return None
@@ -131,7 +150,7 @@ class ChunkFiles:
                 raise ChunkTooLargeError(
                     f"chunk {name} has {len(data)} bytes, the store may hold {self._limit_bytes}"
                 )
-            if not data or self._size(target) == len(data):
+            if not data or (self._size(target) == len(data) and name not in self._unreadable):
                 return
             temporary = f"{TEMPORARY_NAME}/{secrets.token_hex(12)}.{charge}"
             descriptor = -1
@@ -141,7 +160,7 @@ class ChunkFiles:
                     descriptor = os.open(temporary, _CREATE, 0o600, dir_fd=self._root)
                     account.used_bytes += charge
                     try_lock(descriptor)  # nobody else can know it
-                _write_all(descriptor, data)
+                write_all(descriptor, data)
                 _stamp(descriptor)
                 with self._ledger.locked() as account:
                     self._rename(temporary, target, account)
@@ -153,6 +172,7 @@ class ChunkFiles:
                         self._sweep_temporary(account)
                 raise
             os.close(descriptor)
+        self._unreadable.discard(name)
         self._add(puts=1, bytes_written=len(data))
 
     def discard(self, name: str) -> None:
@@ -170,6 +190,17 @@ class ChunkFiles:
                 return
             account.used_bytes -= charged_bytes(size)
         self._add(discards=1)
+
+    def relieve(self) -> None:
+        """Give back what the disk needs, if it has less free than it should.
+
+        Raises:
+            CacheWriteError: the disk failed.
+        """
+        with self._write_errors("cannot make room"):
+            if self._free.is_short():
+                with self._ledger.locked() as account:
+                    self._make_room(account, 0)
 
     def statistics(self) -> StoreStatistics:
         """Counters since the store was opened."""
@@ -189,6 +220,12 @@ class ChunkFiles:
                 _stamp(descriptor)
             except OSError:  # a read-only disk, perhaps: the chunk is good all the same
                 self._add(errors=1)
+
+    def _note_unreadable(self, name: str) -> None:
+        """A file that cannot be read is to be replaced, although its size may be right."""
+        self._add(errors=1)
+        if len(self._unreadable) < MAX_UNREADABLE:
+            self._unreadable.add(name)
 
     def _size(self, path: str) -> int:
         """Size of a file in bytes; 0 if there is none, or something else of that name."""
@@ -237,9 +274,11 @@ class ChunkFiles:
         Raises:
             StoreFullError: what is left is in use or being written.
         """
-        limit_bytes = self._limit_bytes
-        if limit_bytes is None or account.used_bytes + charge <= limit_bytes:
+        allowed_bytes = self._free.allowed_bytes(account.used_bytes, charge)
+        limits = [limit for limit in (self._limit_bytes, allowed_bytes) if limit is not None]
+        if not limits or account.used_bytes + charge <= min(limits):
             return
+        limit_bytes = min(limits)
         chunks = self._take_stock(account)
         target = eviction_target_bytes(limit_bytes, charge, len(chunks))
 
@@ -252,6 +291,8 @@ class ChunkFiles:
 
         evict(chunks, account.used_bytes - target, remove)
         if charge and account.used_bytes + charge > limit_bytes:
+            if limit_bytes != self._limit_bytes:
+                raise StoreFullError("its disk has less free than is to stay free")
             raise StoreFullError(
                 f"the store holds {account.used_bytes} of {limit_bytes} bytes, all in use"
             )
@@ -329,12 +370,6 @@ def _charge_in_name(name: str) -> int:
     """What a file in ``tmp/`` was charged; 0 if it is none of ours."""
     digits = name.rpartition(".")[2]
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 15 else 0
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _stamp(descriptor: int) -> None:

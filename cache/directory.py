@@ -1,5 +1,7 @@
 """The store in a folder, for tasks of trio: reads at once, writes in worker threads."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -7,6 +9,7 @@ from typing import Final, Self
 import trio
 
 from cache.chunkfiles import ChunkFiles
+from cache.freespace import NO_MARK, MinFree
 from cache.key import ChunkKey
 from cache.store import StoreStatistics
 
@@ -27,13 +30,15 @@ class DirectoryStore:
         """Serve an open folder; use ``DirectoryStore.open``."""
         self._files = files
         self._writers = trio.CapacityLimiter(MAX_WRITERS)
+        self._writing = 0
+        self._closed = False
 
     @classmethod
-    async def open(cls, path: Path, limit_bytes: int | None) -> Self:
+    async def open(cls, path: Path, limit_bytes: int | None, min_free: MinFree = NO_MARK) -> Self:
         """Open the store in ``path``, which is made if it is missing.
 
         Cleans up what killed processes left, and evicts if the store holds more than
-        ``limit_bytes`` (None: no limit).
+        ``limit_bytes`` (None: no limit) or its disk has less than ``min_free`` left.
 
         Raises:
             CacheOpenError: the folder cannot serve as a store; mount without one.
@@ -42,12 +47,14 @@ class DirectoryStore:
         """
         if limit_bytes is not None and limit_bytes < 0:
             raise ValueError(f"a negative limit of {limit_bytes} bytes")
-        files = await trio.to_thread.run_sync(ChunkFiles.open, path, limit_bytes)
+        files = await trio.to_thread.run_sync(ChunkFiles.open, path, limit_bytes, min_free)
         return cls(files)
 
     def close(self) -> None:
-        """Let go of the folder; no other call may be in progress or follow."""
-        self._files.close()
+        """Let go of the folder, when what is in progress has ended; no other call may follow."""
+        self._closed = True
+        if not self._writing:
+            self._files.close()
 
     def __enter__(self) -> Self:
         return self
@@ -77,13 +84,21 @@ class DirectoryStore:
 
     async def put(self, key: ChunkKey, data: bytes) -> None:
         """See ``ChunkStore.put``; an empty chunk is not stored."""
-        name = key.relative_path
-        await trio.to_thread.run_sync(self._files.put, name, data, limiter=self._writers)
+        await self._write(partial(self._files.put, key.relative_path, data))
 
     async def discard(self, key: ChunkKey) -> None:
         """See ``ChunkStore.discard``."""
-        name = key.relative_path
-        await trio.to_thread.run_sync(self._files.discard, name, limiter=self._writers)
+        await self._write(partial(self._files.discard, key.relative_path))
+
+    async def relieve(self) -> None:
+        """Evict if the disk has less free than it should.
+
+        Raises:
+            CacheWriteError: the disk failed.
+
+        Cancelled: as for ``put``.
+        """
+        await self._write(self._files.relieve)
 
     def statistics(self) -> StoreStatistics:
         """See ``ChunkStore.statistics``."""
@@ -92,3 +107,12 @@ class DirectoryStore:
     def usage_bytes(self) -> int:
         """What all processes together are charged now, in whole blocks."""
         return self._files.usage_bytes()
+
+    async def _write(self, work: Callable[[], None]) -> None:
+        self._writing += 1
+        try:
+            await trio.to_thread.run_sync(work, limiter=self._writers)
+        finally:
+            self._writing -= 1
+            if self._closed and not self._writing:
+                self._files.close()

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Final, NamedTuple, Self
 
 from cache.errors import CacheOpenError, CacheWriteError
-from cache.folder import make_folder
+from cache.folder import make_folder, write_all
 
 MAX_DOCUMENT_BYTES: Final = 64 << 20
 """A longer document is not kept; a chunk table of a terabyte is shorter."""
@@ -66,13 +66,19 @@ class DocumentFolder:
                 folder = os.open(name, _DIRECTORY, dir_fd=root)
             finally:
                 os.close(root)
-            found = os.fstat(folder)
+            documents = cls(folder)
+            try:
+                found = os.fstat(folder)
+                if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                    raise CacheOpenError(
+                        f"folder {parent / name}: others than its owner may write there"
+                    )
+            except BaseException:
+                documents.close()
+                raise
         except OSError as error:
             raise CacheOpenError(f"folder {parent / name}: {error.strerror or error}") from error
-        if found.st_uid != os.geteuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            os.close(folder)
-            raise CacheOpenError(f"folder {parent / name}: others than its owner may write there")
-        return cls(folder)
+        return documents
 
     def close(self) -> None:
         """Let go of the folder; no other call may follow."""
@@ -121,9 +127,11 @@ class DocumentFolder:
         try:
             file = os.open(new, _WRITE, 0o600, dir_fd=self._folder)
             try:
-                with os.fdopen(file, "wb") as stream:
-                    stream.write(hashlib.sha256(content).digest())
-                    stream.write(content)
+                try:
+                    write_all(file, hashlib.sha256(content).digest())
+                    write_all(file, content)
+                finally:
+                    os.close(file)
                 os.rename(new, _checked(name), src_dir_fd=self._folder, dst_dir_fd=self._folder)
             except BaseException:
                 os.unlink(new, dir_fd=self._folder)

@@ -110,6 +110,10 @@ class Flights:
         self.lock_failures = 0
         """How often a lock file could not be had, so that another process may fetch the same."""
 
+    def share(self, directory: Path | None) -> None:
+        """From now on share lock files in ``directory``; None: this process only."""
+        self._directory = directory
+
     def claim(self, key: ChunkKey) -> Flight | None:
         """Become the one who fetches ``key``; None if this or another process is fetching it.
 
@@ -168,7 +172,8 @@ class Flights:
         if self._directory is None:
             return None
         pause_s = _FIRST_PAUSE_S
-        while self._is_locked(self._directory / file_name):
+        path = self._directory / file_name
+        while self._is_locked(path):
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             flight = self._flying.get(key)

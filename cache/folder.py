@@ -26,6 +26,9 @@ CHUNKS_NAME: Final = "chunks"
 TEMPORARY_NAME: Final = "tmp"
 LOCKS_NAME: Final = "locks"
 
+NEIGHBOURS: Final = frozenset({"documents", "conversions", "stores"})
+"""Folders of others that may lie in a store: they are left alone."""
+
 _FOLDERS: Final = (CHUNKS_NAME, TEMPORARY_NAME, LOCKS_NAME)
 _NEW_FORMAT_PREFIX: Final = ".format-"
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
@@ -109,7 +112,8 @@ def _read_format(root: int) -> bytes | None:
 
 def _refuse_foreign(root: int, path: Path) -> None:
     """Never fill and evict in a folder that somebody uses for something else."""
-    ours = {FORMAT_NAME, USAGE_NAME, *_FOLDERS}  # another process may be making the store now
+    # Another process may be making the store now, or have put its own beside it already.
+    ours = {FORMAT_NAME, USAGE_NAME, *_FOLDERS, *NEIGHBOURS}
     for name in os.listdir(root):
         if name not in ours and not name.startswith(_NEW_FORMAT_PREFIX):
             raise CacheOpenError(
@@ -130,3 +134,14 @@ def _write_format(root: int) -> None:
     finally:
         os.close(descriptor)
     os.rename(name, FORMAT_NAME, src_dir_fd=root, dst_dir_fd=root)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of ``data``, however the file system divides it.
+
+    Raises:
+        OSError: the disk failed; part of it may be written.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]

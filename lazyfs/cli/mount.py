@@ -24,8 +24,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from cache.freespace import DEFAULT_MIN_FREE
 from lazyfs.cli.options import IMAGE_HELP, add_hosts_dir, add_platform
-from lazyfs.cli.values import format_size, seconds, size
+from lazyfs.cli.values import format_size, min_free, seconds, size
 from lazyfs.errors import MountError
 from lazyfs.model import VerifyMode
 from lazyfs.mount.mountpoint import prepare, resolve
@@ -85,6 +86,14 @@ def add_fetching(group: "argparse._ArgumentGroup") -> None:
         f"0: no limit (default: {format_size(DEFAULT_CACHE_SIZE_BYTES)})",
     )
     group.add_argument(
+        "--cache-min-free",
+        metavar="SIZE|PERCENT",
+        type=min_free,
+        default=DEFAULT_MIN_FREE,
+        help="what the cache leaves free of its disk: below that it does not grow, and gives back "
+        "what was not used for longest; 0: nothing (default: 1GiB or 5%%, whichever is less)",
+    )
+    group.add_argument(
         "--verify",
         choices=[mode.value for mode in VerifyMode],
         default=VerifyMode.ALWAYS.value,
@@ -137,6 +146,7 @@ def fetching_options(args: argparse.Namespace) -> MountOptions:
     return MountOptions(
         cache_dir=args.cache_dir.absolute(),
         cache_size_bytes=args.cache_size,
+        cache_min_free=args.cache_min_free,
         verify=VerifyMode(args.verify),
         platform=args.platform,
         timeout_s=args.timeout,

@@ -135,6 +135,8 @@ def _read_by_users(fuse: Document) -> str:
 def _cache(cache: Document) -> str:
     if not cache.get("path"):
         return "not on disk"
+    if cache.get("problem"):
+        return f"in memory, for {cache.get('path')} is of no use now: {cache.get('problem')}"
     limit = _size(cache, "limit_bytes") if cache.get("limit_bytes") else "no limit"
     return f"{_size(cache, 'usage_bytes')} of {limit} in {cache.get('path')}"
 

@@ -3,6 +3,8 @@
 import argparse
 import re
 
+from cache.freespace import MinFree
+
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _DECIMAL = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 
@@ -19,6 +21,21 @@ def size(text: str) -> int:
     number, unit, suffix = match.groups()
     factor = _DECIMAL[unit + "b"] if unit and suffix == "b" else _UNITS[unit]
     return int(float(number) * factor)
+
+
+def min_free(text: str) -> MinFree:
+    """What is to stay free of a disk, from ``2GiB`` or ``5%``; 0: nothing.
+
+    Raises:
+        argparse.ArgumentTypeError: neither a size nor a percentage below 100.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", text.strip())
+    if match is None:
+        return MinFree(size(text) or None)
+    percent = float(match.group(1))
+    if percent >= 100:
+        raise argparse.ArgumentTypeError(f"not a part of a disk: {text!r} (write for example 5%)")
+    return MinFree(percent=percent or None)
 
 
 def seconds(text: str) -> float:

@@ -14,13 +14,10 @@ from pathlib import Path
 
 import trio
 
-from cache.directory import DirectoryStore
 from cache.documents import DocumentFolder
 from cache.errors import CacheError
-from cache.flights import Flights
 from cache.memo import Memo
-from cache.memory import MemoryStore
-from cache.store import ChunkStore
+from cache.steady import SteadyStore
 from lazyfs.documents import FOLDER_NAME, Documents, KeptSource, KeptSpans
 from lazyfs.errors import (
     ImageFormatError,
@@ -60,9 +57,6 @@ REQUESTS_AT_ONCE = 16
 
 WORKER_THREADS = 2
 """Threads that hash and decompress arriving chunks; more than two brought nothing."""
-
-MEMORY_STORE_BYTES = 64 << 20
-"""Chunks kept in memory when the cache folder cannot be used."""
 
 LEAF_BYTES = 32 << 20
 LEAST_LEAF_BYTES = 512 << 10
@@ -109,10 +103,11 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
         return
     try:
         async with (
-            open_chunk_store(options) as (store, flights, documents),
+            open_chunk_store(options) as (store, documents),
             open_source(name, options.access()) as remote,
             background() as nursery,
         ):
+            nursery.start_soon(store.tend)
             source = KeptSource(remote, documents)
             with trio.fail_after(options.timeout_s or math.inf):
                 if options.pin is None:
@@ -123,7 +118,7 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
             engine = Engine(
                 nursery=nursery,
                 store=store,
-                flights=flights,
+                flights=store.flights,
                 timeout_s=options.timeout_s,
                 requests=trio.CapacityLimiter(REQUESTS_AT_ONCE),
                 workers=trio.CapacityLimiter(WORKER_THREADS),
@@ -156,23 +151,21 @@ async def background() -> AsyncIterator[trio.Nursery]:
 
 
 @asynccontextmanager
-async def open_chunk_store(
-    options: MountOptions,
-) -> AsyncIterator[tuple[ChunkStore, Flights, Documents]]:
-    """The store that the layers share; without a usable cache folder a small one in memory."""
-    try:
-        folder = await DirectoryStore.open(options.cache_dir, options.cache_size_bytes)
-    except CacheError as error:
-        log.warning("mounting without a cache on disk: %s", error)
-        yield MemoryStore(MEMORY_STORE_BYTES), Flights(None), Documents(None)
-        return
-    with folder, ExitStack() as stack:
+async def open_chunk_store(options: MountOptions) -> AsyncIterator[tuple[SteadyStore, Documents]]:
+    """The store that the layers share, and what mounting again needs."""
+    with (
+        await SteadyStore.open(
+            options.cache_dir, options.cache_size_bytes, options.cache_min_free
+        ) as store,
+        ExitStack() as stack,
+    ):
         documents = None
-        try:
-            documents = stack.enter_context(DocumentFolder.open(options.cache_dir, FOLDER_NAME))
-        except CacheError as error:
-            log.warning("a restart may need the registry: %s", error)
-        yield folder, Flights(folder.locks_directory), Documents(documents)
+        if store.problem is None:
+            try:
+                documents = stack.enter_context(DocumentFolder.open(options.cache_dir, FOLDER_NAME))
+            except CacheError as error:
+                log.warning("a restart may need the registry: %s", error)
+        yield store, Documents(documents)
 
 
 async def _open_layers(

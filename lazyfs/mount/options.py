@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 
 import platformdirs
 
+from cache.freespace import DEFAULT_MIN_FREE, MinFree
 from lazyfs.interfaces import ImageTree
 from lazyfs.model import VerifyMode
 from registry.interfaces import Access
@@ -39,6 +40,8 @@ class MountOptions:
     cache_dir: Path = dataclasses.field(default_factory=default_cache_dir)
     cache_size_bytes: int | None = DEFAULT_CACHE_SIZE_BYTES
     """Limit of the store in ``cache_dir``; None: no limit."""
+    cache_min_free: MinFree = DEFAULT_MIN_FREE
+    """What the disk of ``cache_dir`` should keep free."""
     verify: VerifyMode = VerifyMode.ALWAYS
     platform: str | None = None
     """``OS/ARCH[/VARIANT]``; None: this machine's."""
@@ -91,6 +94,7 @@ class MountOptions:
             **values
             | {
                 "cache_dir": Path(values["cache_dir"]),
+                "cache_min_free": MinFree(*values["cache_min_free"]),
                 "verify": VerifyMode(values["verify"]),
                 "hosts_dir": values["hosts_dir"] and Path(values["hosts_dir"]),
             }

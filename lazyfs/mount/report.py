@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from cache.directory import DirectoryStore
+from cache.steady import SteadyStore
 from cache.store import ChunkStore
 from lazyfs.documents import KeptSource
 from lazyfs.layer.counters import LayerCounters
@@ -132,10 +132,13 @@ def layer_documents(layers: Iterable[LayerReport], store: ChunkStore) -> list[di
 
 def cache_document(store: ChunkStore, options: MountOptions) -> dict[str, object]:
     """What the status tells of the cache."""
+    steady = store if isinstance(store, SteadyStore) else None
     return {
-        "path": str(options.cache_dir) if isinstance(store, DirectoryStore) else None,
+        "path": str(options.cache_dir) if steady else None,
         "usage_bytes": store.usage_bytes(),
         "limit_bytes": options.cache_size_bytes,
+        "problem": steady and steady.problem,
+        "problem_since_s": steady and steady.problem_since_s,
     }
 
 

@@ -145,12 +145,13 @@ async def open_store(name: str, options: MountOptions) -> AsyncIterator[MountedI
         LazyfsError: it cannot be opened. An image that cannot be is left out, and tried again.
     """
     directory = name.removeprefix(STORE_SCHEME)
-    async with open_chunk_store(options) as (store, flights, notes), background() as nursery:
+    async with open_chunk_store(options) as (store, notes), background() as nursery:
+        nursery.start_soon(store.tend)
         with store_documents(options, directory) as (index, documents):
             engine = Engine(
                 nursery=nursery,
                 store=store,
-                flights=flights,
+                flights=store.flights,
                 timeout_s=options.timeout_s,
                 requests=trio.CapacityLimiter(REQUESTS_AT_ONCE),
                 workers=trio.CapacityLimiter(WORKER_THREADS),

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 import cache.chunkfiles
+import cache.folder
 import cache.ledger
 from cache.chunkfiles import ChunkFiles
 from cache.directory import DirectoryStore
@@ -438,14 +439,14 @@ async def test_a_put_once_begun_ends_although_cancelled(tmp_path: Path, monkeypa
     begun = trio.Event()
     go_on = threading.Event()
     token = trio.lowlevel.current_trio_token()
-    write_all = cache.chunkfiles._write_all
+    write_all = cache.folder.write_all
 
     def slow(descriptor: int, data: bytes) -> None:
         token.run_sync_soon(begun.set)
         go_on.wait()
         write_all(descriptor, data)
 
-    monkeypatch.setattr(cache.chunkfiles, "_write_all", slow)
+    monkeypatch.setattr(cache.chunkfiles, "write_all", slow)
     with await DirectoryStore.open(tmp_path, None) as store:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(put_blocks, store, 1)

@@ -17,11 +17,15 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from cache.chunkfiles import ChunkFiles
+from cache.documents import DocumentFolder
 from cache.errors import CacheError
 from cache.flights import Flights
 from tests.support.cache_chunks import BLOCK, charged_on_disk, chunk_data, chunk_key, chunk_path
@@ -29,6 +33,7 @@ from tests.support.cache_chunks import BLOCK, charged_on_disk, chunk_data, chunk
 LIMIT = 4 * BLOCK
 NUMBERS = range(1, 8)
 MAX_CALLS = 2000
+DOCUMENTS = [("first", b"one" * 2000), ("first", b"two" * 1000), ("second", b"three" * 1000)]
 CALLS = [
     "open",
     "close",
@@ -86,14 +91,23 @@ def work(store: Path, tolerant: bool) -> None:
                 steps.append(lambda: os.truncate(chunk_path(store, 3), 5))
                 steps.append(lambda name=name, data=data: files.put(name, data))  # type: ignore[misc]
         steps.append(lambda: files.discard(chunk_key(7).relative_path))
-        steps.append(lambda: fetch(store))
+        steps.append(lambda: keep_documents(store))
+        steps.append(lambda: trio.run(fetch, store))
         for step in steps:
             with contextlib.suppress(*accepted):
                 step()
         files.close()
 
 
-def fetch(store: Path) -> None:
+def keep_documents(store: Path) -> None:
+    """Write a document, replace it, write another one, and remove the older one."""
+    with DocumentFolder.open(store, "documents") as documents:
+        for name, content in DOCUMENTS:
+            documents.write(name, content)
+        documents.trim(len(DOCUMENTS[-1][1]) + 100)
+
+
+async def fetch(store: Path) -> None:
     flight = Flights(store / "locks").claim(chunk_key(1))
     if flight is None:
         raise AssertionError("nobody else fetches this chunk")
@@ -112,12 +126,26 @@ def check(store: Path) -> None:
         assert list((store / "locks").iterdir()) == [], "lock files are left"
         assert files.usage_bytes() == charged_on_disk(store), "the count is wrong"
         check_whole(store)
+        check_documents(store)
         name, data = chunk_key(9).relative_path, chunk_data(9, blocks=4)
         files.put(name, data)
         assert files.read(name, 0, len(data)) == data
         assert files.usage_bytes() == charged_on_disk(store) == LIMIT
     finally:
         files.close()
+
+
+def check_documents(store: Path) -> None:
+    """Each document is one of those that were written, and what is half written goes in time."""
+    with DocumentFolder.open(store, "documents") as documents:
+        for name in {name for name, _ in DOCUMENTS}:
+            found = documents.read(name)
+            assert found is None or (name, found) in DOCUMENTS, "a torn document"
+        for left in (store / "documents").iterdir():
+            os.utime(left, (1, 1))
+        documents.trim(1 << 20)
+        names = {found.name for found in (store / "documents").iterdir()}
+        assert names <= {name for name, _ in DOCUMENTS}, "a half written document is left"
 
 
 def check_whole(store: Path) -> None:
@@ -141,6 +169,8 @@ def stop_one(store: Path, mode: str, stop_at: int) -> bool:
             if leaked:
                 raise AssertionError(f"{leaked} descriptors are left open")
             status = 0 if stopper.calls < stop_at else 2
+        except Exception:  # noqa: BLE001 - the child ends below, without a word
+            traceback.print_exc()
         finally:
             os._exit(status)
     _, waited = os.waitpid(child, 0)
