@@ -28,6 +28,7 @@ from lazyfs.errors import (
     SourceUnavailableError,
 )
 from lazyfs.fuse.adoption import Adoptable
+from lazyfs.fuse.askers import Askers
 from lazyfs.fuse.attributes import absent_entry, bare_entry, entry_attributes
 from lazyfs.fuse.counters import Counters
 from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, errno_of, first_cause
@@ -76,9 +77,15 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
         self.counters.operations[operation] += 1
         self.counters.in_flight += 1
         began_s = trio.current_time()
+        gone = False
         try:
-            with trio.move_on_after(self.deadline_s):
-                return await method(self, node, *args, **kwargs)
+            with trio.move_on_after(self.deadline_s) as scope:
+                if args and isinstance(asker := args[-1], pyfuse3.RequestContext):
+                    self.askers.begin(scope, asker.pid)
+                try:
+                    return await method(self, node, *args, **kwargs)
+                finally:
+                    gone = self.askers.end(scope)
             failure: Exception = DeadlineExceededError(f"no answer within {self.deadline_s:g} s")
         except pyfuse3.FUSEError:
             raise
@@ -86,6 +93,8 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
             failure = first_cause(error)
         finally:
             self.counters.in_flight -= 1
+        if gone:
+            raise pyfuse3.FUSEError(errno.EINTR)  # to nobody: the process is being killed
         if isinstance(failure, SourceUnavailableError) and self._is_late(began_s):
             failure = DeadlineExceededError(str(failure))
         raise self.answer_to(operation, NodeId(node), failure) from failure
@@ -117,6 +126,7 @@ class ImageOperations(Adoptable):
         """
         super().__init__()
         self.counters = Counters()
+        self.askers = Askers()
         self.deadline_s = timeout_s + DEADLINE_SLACK_S if timeout_s else float("inf")
         self.usable = trio.Event()
         """Set when the kernel and we have agreed on the protocol."""

@@ -43,10 +43,11 @@ STATFS_OPCODE = 17
 INIT_OPCODE = 26
 ROOT = 1
 
-MAX_BACKGROUND = 64
-"""Reads that may be under way besides those that a process waits for; below the number of
-requests that pyfuse3 handles at once (99), so that lookups get through."""
-CONGESTION_THRESHOLD = MAX_BACKGROUND * 3 // 4
+MAX_BACKGROUND = 512
+"""Reads of pages that may be under way. One layer whose registry does not answer may hold hundreds,
+and the kernel would let reads of other layers wait behind them."""
+CONGESTION_THRESHOLD = 48
+"""While so many are, the kernel reads nothing ahead but what a process waits for."""
 MAX_PAGES = 256
 """1 MiB in one read; the kernel's own limit (``fs.fuse.max_pages_limit``)."""
 MAX_WRITE_BYTES = 4096

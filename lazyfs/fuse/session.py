@@ -15,11 +15,16 @@ import pyfuse3
 from lazyfs.errors import MountError
 from lazyfs.fuse.kernelmount import MountChoice
 from lazyfs.fuse.operations import ImageOperations
+from lazyfs.fuse.protocol import MAX_BACKGROUND
 
 GRACE_S = 2.0
 """How long requests may still be answered once the end was asked for."""
 
 WAKE_UP_S = 1.0
+
+REQUESTS_AT_ONCE = MAX_BACKGROUND + 256
+"""Requests that are handled at once: more than reads of pages, so that lookups get through. The
+kernel keeps the others. A waiting one costs some 20 KiB of memory."""
 
 
 @contextlib.contextmanager
@@ -64,7 +69,7 @@ async def serve() -> None:
     Cancelled: what is left to do is for who mounted.
     """
     with _interrupted_reads():
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=REQUESTS_AT_ONCE)
 
 
 def stop_serving() -> None:

@@ -38,6 +38,10 @@ from registry.retry import ask_again
 RUN_BYTES = 8 << 20
 """Neighbouring pieces are fetched together up to about this many bytes."""
 
+REQUESTS_PER_LAYER = 16
+"""Requests under way for one layer: fewer than for all, so that a layer whose blob does not come
+leaves some to the others."""
+
 DECODED_BYTES = 32 << 20
 """Decompressed chunks kept in memory for all layers (at least one)."""
 
@@ -119,6 +123,7 @@ class PieceFetcher:
         self._source = source
         self._counters = counters
         self._name = name
+        self._requests = trio.CapacityLimiter(REQUESTS_PER_LAYER)
         self._gone = False
         """Whether the source failed the last time (logged once, until it answers again)."""
 
@@ -246,7 +251,7 @@ class PieceFetcher:
         pending = {fetch.piece.key: fetch for fetch in run}
         error: LazyfsError | None = None
         try:
-            async with self._engine.requests:
+            async with self._requests, self._engine.requests:
                 error = await self._receive_in_time(pending)
         except Exception as bug:
             log.exception("%s: internal error while fetching", self._name)

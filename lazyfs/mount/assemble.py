@@ -52,8 +52,9 @@ from registry.interfaces import ImageSource
 from registry.manifest import Descriptor
 from registry.transports import open_source
 
-REQUESTS_AT_ONCE = 16
-"""Range requests under way for one mount."""
+REQUESTS_AT_ONCE = 40
+"""Range requests under way for one mount; each layer has a limit of its own below that
+(``lazyfs.layer.fetcher.REQUESTS_PER_LAYER``)."""
 
 WORKER_THREADS = 2
 """Threads that hash and decompress arriving chunks; more than two brought nothing."""

@@ -106,6 +106,7 @@ async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], N
             nursery.start_soon(_answer_status, listener, document)
             nursery.start_soon(announce)
             nursery.start_soon(_reassure, life.keeper)
+            nursery.start_soon(operations.askers.watch)
             try:
                 await session.serve()
             finally:

@@ -103,7 +103,7 @@ def test_the_kernel_reads_ahead_and_more_at_once(tmp_path):
         number = device.removeprefix("0:")
         script = f"mount -t fusectl none {tmp_path} && cat {tmp_path}/{number}/max_background"
         words = ["unshare", "-m", "sh", "-c", script]
-        assert subprocess.run(words, capture_output=True, timeout=60).stdout == b"64\n"
+        assert subprocess.run(words, capture_output=True, timeout=60).stdout == b"512\n"
 
 
 def test_mkdir(tmp_path):

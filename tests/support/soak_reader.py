@@ -1,0 +1,129 @@
+"""Many threads that read parts of files at random and compare them with the originals.
+
+    soak_reader.py MOUNT SOURCE STOP THREADS SEED
+
+Each read asks the file system and not the page cache (as far as no other reader holds the pages).
+When the file STOP appears the threads end, and what they saw is printed as one JSON object
+(``Seen``). Times are of the monotonic clock, which all processes share.
+"""
+
+import errno
+import json
+import os
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LENGTHS = (1, 4096, 4096, 65536, 65536, 262144, 1 << 20)
+SLOW_S = 3.0
+AFTER_ERROR_S = 0.05
+LOOK_EVERY_S = 0.1
+STUCK_S = 120.0
+"""A thread that has not ended so long after it was told to is stuck."""
+
+
+@dataclass
+class Seen:
+    """What readers saw; times in seconds."""
+
+    reads: int = 0
+    read_bytes: int = 0
+    wrong: list[str] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+    recovered: int = 0
+    """Files that could be read again after an error."""
+    slow: list[tuple[float, float, str]] = field(default_factory=list)
+    """Begin, end and outcome of reads that took longer than ``SLOW_S``."""
+    stuck: int = 0
+    longest_s: float = 0.0
+
+
+class Reader(threading.Thread):
+    """One reader."""
+
+    def __init__(self, mount: Path, source: Path, names: list[str], stop: Path, seed: str) -> None:
+        super().__init__(daemon=True)
+        self.seen = Seen()
+        self._mount, self._source, self._names, self._until = mount, source, names, stop
+        self._chance = random.Random(seed)
+        self._failed: set[str] = set()
+
+    def run(self) -> None:
+        while not self._until.exists():
+            name = self._chance.choice(self._names)
+            began_s = time.monotonic()
+            try:
+                outcome = self._compare(name)
+            except OSError as error:
+                outcome = errno.errorcode.get(error.errno or 0, "?")
+                self.seen.errors[outcome] += 1
+                self._failed.add(name)
+            ended_s = time.monotonic()
+            self.seen.longest_s = max(self.seen.longest_s, ended_s - began_s)
+            if ended_s - began_s > SLOW_S:
+                self.seen.slow.append((began_s, ended_s, outcome))
+            if outcome != "ok":
+                time.sleep(AFTER_ERROR_S)
+
+    def _compare(self, name: str) -> str:
+        with (self._mount / name).open("rb", buffering=0) as ours:
+            with (self._source / name).open("rb", buffering=0) as original:
+                size = os.fstat(original.fileno()).st_size
+                offset = self._chance.randrange(size + 1)
+                length = self._chance.choice(LENGTHS)
+                wanted = os.pread(original.fileno(), length, offset)
+            os.posix_fadvise(ours.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            found = os.pread(ours.fileno(), length, offset)
+        if found != wanted:
+            self.seen.wrong.append(f"{name}: {length} bytes at {offset}")
+            return "wrong"
+        self.seen.reads += 1
+        self.seen.read_bytes += len(found)
+        if name in self._failed:
+            self._failed.discard(name)
+            self.seen.recovered += 1
+        return "ok"
+
+
+def together(parts: list[Seen]) -> Seen:
+    """The sum of what several saw."""
+    total = Seen()
+    for part in parts:
+        total.reads += part.reads
+        total.read_bytes += part.read_bytes
+        total.wrong += part.wrong
+        total.errors.update(part.errors)
+        total.recovered += part.recovered
+        total.slow += part.slow
+        total.stuck += part.stuck
+        total.longest_s = max(total.longest_s, part.longest_s)
+    return total
+
+
+def main() -> int:
+    mount, source, stop = (Path(word) for word in sys.argv[1:4])
+    threads, seed = int(sys.argv[4]), sys.argv[5]
+    names = sorted(
+        os.fspath(path.relative_to(source)) for path in source.rglob("*") if path.is_file()
+    )
+    readers = [Reader(mount, source, names, stop, f"{seed}.{number}") for number in range(threads)]
+    for reader in readers:
+        reader.start()
+    while not stop.exists():
+        time.sleep(LOOK_EVERY_S)
+    ends_s = time.monotonic() + STUCK_S
+    for reader in readers:
+        reader.join(max(0.0, ends_s - time.monotonic()))
+    total = together([reader.seen for reader in readers])
+    total.stuck = sum(reader.is_alive() for reader in readers)
+    sys.stdout.write(json.dumps(vars(total)))
+    sys.stdout.flush()
+    os._exit(0)  # threads that are stuck must not keep what was seen back
+
+
+if __name__ == "__main__":
+    sys.exit(main())
