@@ -1,9 +1,11 @@
 """Images of every kind, converted and mounted, are entry by entry what ``umoci`` unpacks of them.
 
-In small; ``make round-trips`` does it with images as large as their kind is, in both layouts.
+Other tools accept them too, and the kernel shows the same of them. In small;
+``make round-trips`` does it with images as large as their kind is, in both layouts.
 """
 
 import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,8 @@ from lazyfs.seekable.mediatypes import Layout
 from tests.support.images import TAG, run, write_layout
 from tests.support.lazy_mounts import convert, mounted
 from tests.support.mounting import needs_fuse
+from tests.support.other_tools import accepted_images
+from tests.support.overlay_oracle import erofs_overlay, mount_erofs
 from tests.support.sample_images import LARGE_SAMPLES, SAMPLES, for_umoci
 from tests.support.trees import MADE_BY_TAR, assert_same, look
 
@@ -19,6 +23,10 @@ pytestmark = [pytest.mark.mount, needs_fuse]
 
 FULL = os.environ.get("LAZYFS_ROUND_TRIPS") == "full"
 ALL = SAMPLES | (LARGE_SAMPLES if FULL else {})
+
+
+def single(raw: list[Path], folder: Path) -> AbstractContextManager[Path]:
+    return mount_erofs(raw[0], folder / "single")
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -38,6 +46,10 @@ def test_a_mount_shows_what_umoci_unpacks(name: str, tmp_path: Path):
             assert_same(look(mount.path), wanted, MADE_BY_TAR)
             totals = mount.totals()
         assert totals["errors"] == 0
+        raw = accepted_images(tmp_path / layout, "x", tmp_path / f"tools-{layout}")
+        kernel = erofs_overlay(raw, tmp_path / "overlay") if len(raw) > 1 else single(raw, tmp_path)
+        with kernel as tree:
+            assert_same(look(tree), wanted, MADE_BY_TAR)
         print(  # noqa: T201 - the report of a long run
             f"{name}, {layout}: {len(result['images'][0]['layers'])} layers, "
             f"{len(wanted)} entries, {totals['fetched_bytes']} bytes fetched"
