@@ -121,6 +121,7 @@ def _lines(document: Document) -> list[str]:
         ]
     if document.get("platform"):
         lines.append(f"platform  {document['platform']}")
+    lines += [f"annotated {text}" for text in _annotations(document)]
     config = document.get("config")
     if isinstance(config, Mapping):
         lines += [f"config    {key}: {_plain(value)}" for key, value in config.items() if value]
@@ -138,6 +139,7 @@ def _layer_lines(layer: Document) -> list[str]:
     )
     if "diff_id" in layer:
         lines.append(f"  diff id     {layer['diff_id']}")
+    lines += [f"  annotated   {text}" for text in _annotations(layer)]
     table, verity, superblock = (layer.get(key) for key in ("chunk_table", "verity", "superblock"))
     if isinstance(table, Mapping):
         lines.append(
@@ -175,6 +177,12 @@ def _superblock_lines(superblock: Document) -> list[str]:
         f"  features    {', '.join(features)}",
         f"  built       {built}",
     ]
+
+
+def _annotations(document: Document) -> list[str]:
+    found = document.get("annotations")
+    pairs = found.items() if isinstance(found, Mapping) else ()
+    return [printable(f"{key}={value}") for key, value in pairs]
 
 
 def _objects(value: object) -> Sequence[Document]:

@@ -1,11 +1,13 @@
 """What an image is made of, from a few kilobytes of it."""
 
 import json
+import sys
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
+import trio
 
 from lazyfs.errors import LazyfsError, SourceUnavailableError
 from lazyfs.image.merged import MergedTree
@@ -135,6 +137,18 @@ async def test_a_broken_layer_has_a_problem_and_others_do_not(
     if "hash block" in problem or "data block" in problem:
         assert broken["chunk_table"]["chunks"] == len(TOP.frames)
         assert broken["verity"]["algorithm"] == "sha512"
+
+
+async def test_people_see_annotations_and_no_control_characters(tmp_path: Path):
+    layer = build.seekable(SMALL, CHUNK)
+    layer = replace(layer, annotations={**layer.annotations, "by": "\x1b[31mme\n"})
+    layout = write_image(tmp_path / "layout", [layer])
+    command = [sys.executable, "-m", "lazyfs", "inspect", layout.name]
+    done = await trio.run_process(command, capture_stdout=True)
+    lines = done.stdout.decode().splitlines()
+    assert "  annotated   by=\\x1b[31mme\\n" in lines
+    for key, value in layer.annotations.items():
+        assert key == "by" or f"  annotated   {key}={value}" in lines
 
 
 async def test_annotations_without_sense_are_a_problem(tmp_path: Path):

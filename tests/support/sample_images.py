@@ -118,10 +118,9 @@ def empty(folder: Path, full: bool) -> list[LayerFile]:
 def one_large_file(folder: Path, full: bool) -> list[LayerFile]:
     """Bytes that do not compress, from beginning to end."""
     (folder / "tree").mkdir()
-    block = noise(32 * MEBI)
     with (folder / "tree/large").open("wb") as file:
         for number in range(96 if full else 1):
-            file.write(b"%8d" % number + block[8:])
+            file.write(noise(32 * MEBI, b"%d" % number))
     return [tarred(folder / "tree", folder / "layer.tar")]
 
 
