@@ -22,6 +22,8 @@ A message says what, where (layer, device, byte offset), what was wanted and wha
 never a credential or a signed URL. Bugs are ``AssertionError`` or whatever Python raises.
 """
 
+from typing import Self
+
 
 class LazyfsError(Exception):
     """Base of every error that lazyfs raises on purpose."""
@@ -41,6 +43,17 @@ class UnsupportedFeatureError(ImageFormatError):
 
 class VerificationError(LazyfsError):
     """The bytes are not those that the digest promises."""
+
+    expected: str | None = None
+    actual: str | None = None
+    """``ALGORITHM:HEX``, for logs; None where it was not one digest against another."""
+
+    @classmethod
+    def of_digests(cls, what: str, expected: str, actual: str) -> Self:
+        """The error for ``what`` with another digest than the expected one."""
+        error = cls(f"{what}: wanted {expected}, found {actual}")
+        error.expected, error.actual = expected, actual
+        return error
 
 
 class DigestMismatchError(VerificationError):

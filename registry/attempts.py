@@ -88,7 +88,8 @@ class Attempts:
         """It gave what was asked for."""
         endpoint.budget.add_success()
         if endpoint.health.succeeded():
-            log.warning("%s: works again", endpoint.name)
+            extra = {"event": "host_recovered", "host": endpoint.name}
+            log.warning("%s: works again", endpoint.name, extra=extra)
 
     def progressed(self) -> None:
         """Much of a long operation is done: begin to count anew."""
@@ -105,6 +106,7 @@ class Attempts:
         """
         if not (self._writing and isinstance(error, ContentError)):
             note_failure(endpoint, error)
+        error.host = endpoint.name
         self._errors[endpoint] = error
         self._asked.add(endpoint)
         self._tries[endpoint] += 1
@@ -162,7 +164,9 @@ class Attempts:
     def _verdict(self) -> RegistryError:
         """What the registry itself said counts more than what its mirrors said."""
         own = [error for endpoint, error in self._errors.items() if not endpoint.is_mirror]
-        return own[0] if own else list(self._errors.values())[-1]
+        verdict = own[0] if own else list(self._errors.values())[-1]
+        verdict.attempts = self._tries.total()
+        return verdict
 
 
 def may_pass(error: RegistryError) -> bool:
@@ -179,9 +183,13 @@ def note_failure(endpoint: Endpoint, error: RegistryError) -> None:
         return
     if isinstance(error, ContentError):
         if endpoint.health.lied(now, str(error)):
-            log.warning("%s: gave a wrong answer, is asked last for now: %s", endpoint.name, error)
+            extra = {"event": "host_demoted", "host": endpoint.name}
+            message = "%s: gave a wrong answer, is asked last for now: %s"
+            log.warning(message, endpoint.name, error, extra=extra)
     elif may_pass(error) and endpoint.health.failed(now, str(error), _retry_after(error)):
-        log.warning("%s: keeps failing: %s", endpoint.name, error)
+        status = error.status if isinstance(error, ResponseError) else None
+        extra = {"event": "host_failing", "host": endpoint.name, "status": status}
+        log.warning("%s: keeps failing: %s", endpoint.name, error, extra=extra)
 
 
 def _retry_after(error: RegistryError) -> float | None:

@@ -6,6 +6,7 @@ files have changed or they were refused. Tasks that need the same wait for one o
 """
 
 import base64
+import logging
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
 
@@ -37,6 +38,8 @@ _OK, _UNAUTHORIZED = 200, 401
 
 Scopes = tuple[str, ...]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class _Grant:
@@ -59,6 +62,8 @@ class Authorizer:
         self._lock = trio.Lock()
         self._grants: dict[Scopes, _Grant] = {}
         self._denials: dict[Scopes, tuple[float, str]] = {}
+        self._told: set[Scopes] = set()
+        """For what a refusal was logged, until a login works again."""
 
     async def header(self, scopes: Scopes) -> str | None:
         """What to send for these scopes, as far as is known.
@@ -86,6 +91,7 @@ class Authorizer:
             if grant is None or grant is old:
                 grant = await self._obtain((old.challenge,), scopes, old.asked_by)
                 self._grants[scopes] = grant
+                self._told.discard(scopes)
             return grant.header
 
     async def answer(self, response: httpx.Response, scopes: Scopes, refused: str | None) -> str:
@@ -110,6 +116,7 @@ class Authorizer:
                 self._note_denial(scopes, str(error))
                 raise
             self._grants[scopes] = grant
+            self._told.discard(scopes)
             return grant.header
 
     def refused(self, scopes: Scopes, header: str) -> None:
@@ -122,6 +129,10 @@ class Authorizer:
 
     def _note_denial(self, scopes: Scopes, message: str) -> None:
         self._denials[scopes] = (trio.current_time() + DENIED_S, message)
+        if scopes not in self._told:
+            self._told.add(scopes)
+            extra = {"event": "login_refused", "host": self._keychain.registry}
+            log.warning("%s", message, extra=extra)
 
     def _check_denial(self, scopes: Scopes) -> None:
         """Let a thousand reads with a wrong password not be a thousand logins."""
@@ -201,6 +212,8 @@ class Authorizer:
             if response.status_code != _OK:
                 raise refusal(response.status_code, body, f"{host_of(realm)}: token for {host}")
         token = decode_token(body, f"{host_of(realm)}: token for {host}")
+        extra = {"event": "token_fetched", "host": host}
+        log.debug("%s: new token, for %d s", host, token.lifetime_s, extra=extra)
         expires_at = began + token.lifetime_s - EXPIRY_MARGIN_S
         refresh_at = min(began + REFRESH_SHARE * token.lifetime_s, expires_at)
         return _Grant(f"Bearer {token.value}", refresh_at, expires_at, challenge, asked_by)

@@ -59,7 +59,7 @@ class Endpoint:
     def status(self) -> HostStatus:
         """How it does; never waits."""
         role = "mirror" if self.is_mirror else "registry"
-        return self.health.status(self.name, role, trio.current_time())
+        return self.health.status(self.name, role, trio.current_time(), self.wire.received_bytes)
 
     async def url(self, path: str) -> httpx.URL:
         """The URL of ``path`` below the repository, such as ``manifests/latest``."""

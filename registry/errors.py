@@ -21,6 +21,11 @@ holds a credential or the query of a URL (signed URLs carry their signature ther
 class RegistryError(Exception):
     """Base of every error that the registry package raises on purpose."""
 
+    host: str | None = None
+    """Which host failed, once an operation has given up."""
+    attempts: int | None = None
+    """How often its operation was tried by then, at all hosts."""
+
 
 class InvalidReferenceError(RegistryError):
     """The name of an image breaks the grammar, or names what cannot be used so."""

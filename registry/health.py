@@ -55,6 +55,8 @@ class HostStatus:
     """Second requests that were sent because the first was slow."""
     wrong_answers: int
     last_problem: str | None
+    received_bytes: int = 0
+    """Of the bodies of answers, from wherever the host sent us."""
 
 
 class HostHealth:
@@ -135,7 +137,7 @@ class HostHealth:
         self.hedges += 1
         self._hedge_tokens.take(now)
 
-    def status(self, host: str, role: str, now: float) -> HostStatus:
+    def status(self, host: str, role: str, now: float, received_bytes: int = 0) -> HostStatus:
         """A snapshot."""
         rank = self.rank(now)
         failing = self._failures_in_a_row >= FAILURES_TO_TELL
@@ -152,6 +154,7 @@ class HostHealth:
             hedges=self.hedges,
             wrong_answers=self.wrong_answers,
             last_problem=self.last_problem,
+            received_bytes=received_bytes,
         )
 
     def _skip_s(self) -> float:

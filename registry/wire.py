@@ -44,6 +44,8 @@ class Wire:
     def __init__(self, access: Access, config: HostConfig | None = None) -> None:
         self.access = access
         self.deadlines = deadlines(access.timeout_s, config.dial_timeout_s if config else None)
+        self.received_bytes = 0
+        """Of the bodies of all answers."""
         self._config = config or HostConfig("")
         self._connections = Connections(self._config, self.deadlines, access.user_agent)
 
@@ -173,6 +175,7 @@ class Wire:
                 if stall.cancelled_caught:
                     raise TransportError(f"{host}: answer stalled for {stall_s:g} s")
                 waited_s += trio.current_time() - before
+                self.received_bytes += len(piece)
                 allowed_s += len(piece) / SLOWEST_BYTES_PER_S
                 if waited_s > allowed_s:
                     raise TransportError(f"{host}: answers too slowly")

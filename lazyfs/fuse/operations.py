@@ -32,7 +32,7 @@ from lazyfs.fuse.askers import Askers
 from lazyfs.fuse.attributes import absent_entry, bare_entry, entry_attributes
 from lazyfs.fuse.counters import Counters
 from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, errno_of, first_cause
-from lazyfs.fuse.failures import FailureLog
+from lazyfs.failurelog import FailureLog
 from lazyfs.fuse.lateness import Lateness, LateRead
 from lazyfs.interfaces import ImageTree
 from lazyfs.model import ByteRange, DirectoryEntry, NodeId

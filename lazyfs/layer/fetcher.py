@@ -29,8 +29,10 @@ from lazyfs.errors import (
     SourceUnavailableError,
     VerificationError,
 )
+from lazyfs.failurelog import FailureLog
 from lazyfs.interfaces import BlobSource, Notebook
 from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.failures import Failure, FailureMemory, failure_of
 from lazyfs.model import ByteRange
 from lazyfs.verity.trusted import LEAF_LIMIT_BYTES
 from registry.retry import ask_again
@@ -100,16 +102,40 @@ class Engine:
     store_failed: bool = False
     """Whether the last write to the store failed (logged once, until it works again)."""
 
+    failures: FailureMemory = field(default_factory=FailureMemory)
+    """What failed last, by layer and part."""
+    lines: FailureLog = field(default_factory=FailureLog)
+    """Which failures become a line in the log."""
+
     async def keep(self, key: ChunkKey, data: bytes) -> None:
         """Store bytes; without a working cache readers get what they want all the same."""
         try:
             await self.store.put(key, data)
         except CacheError as error:
             if not self.store_failed:
-                log.warning("the cache cannot be written, reading on without it: %s", error)
+                message = "the cache cannot be written, reading on without it: %s"
+                log.warning(message, error, extra={"event": "cache_failing"})
             self.store_failed = True
         else:
+            if self.store_failed:
+                log.warning("the cache can be written again", extra={"event": "cache_recovered"})
             self.store_failed = False
+
+    def report(self, name: str, how: str, failure: Failure, event: str) -> None:
+        """Remember a failure, and log it unless the same was logged a moment ago.
+
+        Args:
+            name: image and layer.
+            how: what came of it.
+            failure: which.
+            event: the name of that in the log.
+        """
+        self.failures.note(failure)
+        line = f"{name}: {failure.part} from {failure.host}: {how}: {failure.message}"
+        swallowed = self.lines.admit(line, trio.current_time())
+        if swallowed is not None:
+            more = f" ({swallowed} more like it since)" if swallowed else ""
+            log.error("%s%s", line, more, extra={"event": event} | failure.fields())
 
 
 class PieceFetcher:
@@ -213,7 +239,7 @@ class PieceFetcher:
             flight = flights.claim(piece.key)
             if flight is not None:
                 self._counters.verification_failures += 1
-                self._log_failure(_ROTTEN, piece, why)
+                self._report(_ROTTEN, piece, why, "chunk_rotten")
                 run = [_Fetch(piece, flight, rotten=True)]
                 self._engine.nursery.start_soon(self._fetch_run, run)
             flight = flights.flying(piece.key)
@@ -303,6 +329,9 @@ class PieceFetcher:
                 self._fail(fetch, error)
             return
         del pending[piece.key]
+        if self._gone:
+            extra = {"event": "layer_recovered", "layer": self._name}
+            log.warning("%s: can be fetched again", self._name, extra=extra)
         self._gone = False
         with flight:
             flight.land(stored)
@@ -321,7 +350,7 @@ class PieceFetcher:
                 if not ask_again(liars):
                     raise
                 how = f"verification failed ({liars[-1]} gave it), asking once more"
-                self._log_failure(how, piece, error)
+                self._report(how, piece, error, "chunk_refetched", liars[-1])
             data = await self._source.fetch(piece.where)
 
     async def _in_thread(self, piece: Piece, data: bytes) -> bytes:
@@ -342,7 +371,7 @@ class PieceFetcher:
         if not ask_again(liars):
             self._counters.verification_failures += 1
             self._counters.failed(error)
-            self._log_failure("cannot be read", piece, error)
+            self._report("cannot be read", piece, error, "chunk_failed", liars[-1])
             raise error
 
     async def _discard(self, piece: Piece) -> None:
@@ -354,13 +383,21 @@ class PieceFetcher:
     def _fail(self, fetch: _Fetch, error: LazyfsError) -> None:
         self._counters.failed(error)
         gone = isinstance(error, SourceUnavailableError)
-        if not (gone and self._gone):
-            self._log_failure("cannot be read", fetch.piece, error)
+        if gone and self._gone:
+            self._engine.failures.note(self._failure(fetch.piece, error))
+        else:
+            event = "layer_degraded" if gone else "chunk_failed"
+            self._report("cannot be read", fetch.piece, error, event)
         self._gone = gone
         fetch.flight.fail(error)
 
-    def _log_failure(self, how: str, piece: Piece, error: LazyfsError) -> None:
-        log.error("%s: %s from %s: %s: %s", self._name, piece.what, self._source.origin, how, error)
+    def _report(
+        self, how: str, piece: Piece, error: LazyfsError, event: str, host: str | None = None
+    ) -> None:
+        self._engine.report(self._name, how, self._failure(piece, error, host), event)
+
+    def _failure(self, piece: Piece, error: LazyfsError, host: str | None = None) -> Failure:
+        return failure_of(self._name, piece.what, error, host or self._source.origin)
 
 
 async def cut(stream: AsyncIterator[bytes], lengths: Sequence[int]) -> AsyncGenerator[bytes, None]:

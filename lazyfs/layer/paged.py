@@ -44,6 +44,7 @@ class PagedReader(ABC):
         data = self._pages.get(self._number, page)
         if data is None or start + length > len(data):
             return None
+        self.counters.memory_bytes += length
         return data[start : start + length]
 
     async def read(self, offset: int, length: int) -> bytes:

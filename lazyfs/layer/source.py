@@ -3,6 +3,8 @@
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
+import trio
+
 from lazyfs.errors import SourceUnavailableError
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.model import ByteRange
@@ -49,16 +51,25 @@ class RegistrySource:
             SourceUnavailableError: on opening or while reading.
         """
         self._counters.requests += 1
+        began_s = trio.current_time()
         try:
             async with (
                 self._blob.stream(where.offset, where.length) as pieces,
-                aclosing(self._counted(pieces)) as counted,
+                aclosing(self._counted(pieces, began_s)) as counted,
             ):
                 yield counted
         except (RegistryError, OSError) as error:
             raise SourceUnavailableError(f"{self._blob.origin}: {error}") from error
 
-    async def _counted(self, pieces: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    async def _counted(
+        self, pieces: AsyncIterator[bytes], began_s: float
+    ) -> AsyncGenerator[bytes, None]:
+        counters = self._counters
+        first = True
         async for piece in pieces:
-            self._counters.fetched_bytes += len(piece)
+            if first:
+                counters.first_byte_s.observe(trio.current_time() - began_s)
+                first = False
+            counters.fetched_bytes += len(piece)
             yield piece
+        counters.whole_s.observe(trio.current_time() - began_s)

@@ -27,6 +27,7 @@ from lazyfs.interfaces import BlobSource
 from lazyfs.layer.blocking import BlockingStream
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.decoding import Readable, decoding
+from lazyfs.layer.failures import failure_of
 from lazyfs.layer.fetcher import Engine
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
@@ -166,9 +167,10 @@ class WholeLayer(PagedReader):
         if found != wanted.encoded:
             self.counters.verification_failures += 1
             whole = ByteRange(0, self._source.size_bytes)
-            raise DigestMismatchError(
-                f"{what} from {self._source.distrust(whole)}: wanted {wanted}, "
-                f"found {wanted.algorithm}:{found}"
+            raise DigestMismatchError.of_digests(
+                f"{what} from {self._source.distrust(whole)}",
+                str(wanted),
+                f"{wanted.algorithm}:{found}",
             )
 
     async def read_proven(self, offset: int, length: int) -> bytes:
@@ -197,7 +199,7 @@ class WholeLayer(PagedReader):
                 return await self._again(index)
             except LazyfsError as error:
                 self.counters.failed(error)
-                log.error("%s: chunk %d: cannot be read: %s", self._name, index, error)
+                self._report("cannot be read", index, error, "chunk_failed")
                 raise
 
     async def _stored(self, index: int) -> bytes | None:
@@ -211,20 +213,19 @@ class WholeLayer(PagedReader):
         if found == digest:
             return data
         self.counters.verification_failures += 1
-        log.error(
-            "%s: chunk %d from %s: rotten in the cache, fetching it again: "
-            "wanted sha512:%s, found sha512:%s",
-            self._name,
-            index,
-            self._source.origin,
-            digest.hex(),
-            found.hex(),
+        rotten = DigestMismatchError.of_digests(
+            f"{len(data)} bytes", f"sha512:{digest.hex()}", f"sha512:{found.hex()}"
         )
+        self._report("rotten in the cache, fetching it again", index, rotten, "chunk_rotten")
         try:
             await self._engine.store.discard(chunk_key(digest))
         except CacheError as error:
             log.warning("%s: chunk %d stays in the cache: %s", self._name, index, error)
         return None
+
+    def _report(self, how: str, index: int, error: LazyfsError, event: str) -> None:
+        failure = failure_of(self._name, f"chunk {index}", error, self._source.origin)
+        self._engine.report(self._name, how, failure, event)
 
     async def _again(self, index: int) -> bytes:
         """Fetch a chunk that the store has lost: a range of a raw blob, else from the start."""

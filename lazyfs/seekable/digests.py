@@ -28,7 +28,8 @@ def check(data: bytes | memoryview, digest: bytes, what: str) -> None:
     algorithm = algorithm_of(digest)
     found = hashlib.new(algorithm, data).digest()
     if found != digest:
-        raise DigestMismatchError(
-            f"{what} of {len(data)} bytes: wanted {algorithm}:{digest.hex()}, "
-            f"found {algorithm}:{found.hex()}"
+        raise DigestMismatchError.of_digests(
+            f"{what} of {len(data)} bytes",
+            f"{algorithm}:{digest.hex()}",
+            f"{algorithm}:{found.hex()}",
         )

@@ -162,10 +162,10 @@ class TrustedHashTree:
         for start in range(0, len(found), step):
             if found[start : start + step] != wanted[start : start + step]:
                 block = first_block + start // step
-                raise DataBlockMismatchError(
-                    f"data block {block} (byte {block * self.params.data_block_size_bytes}): "
-                    f"wanted {self.params.algorithm}:{wanted[start : start + step].hex()}, "
-                    f"found {self.params.algorithm}:{found[start : start + step].hex()}"
+                raise DataBlockMismatchError.of_digests(
+                    f"data block {block} (byte {block * self.params.data_block_size_bytes})",
+                    f"{self.params.algorithm}:{wanted[start : start + step].hex()}",
+                    f"{self.params.algorithm}:{found[start : start + step].hex()}",
                 )
 
     def _add_block(self, level: int, index: int, block: bytes) -> None:
@@ -181,10 +181,10 @@ class TrustedHashTree:
             wanted = parent[start : start + self.params.digest_size_bytes]
         found = self._hash(block)
         if found != wanted:
-            raise HashBlockMismatchError(
-                f"hash block {index} of level {level}: wanted "
-                f"{self.params.algorithm}:{wanted.hex()}, found "
-                f"{self.params.algorithm}:{found.hex()}"
+            raise HashBlockMismatchError.of_digests(
+                f"hash block {index} of level {level}",
+                f"{self.params.algorithm}:{wanted.hex()}",
+                f"{self.params.algorithm}:{found.hex()}",
             )
         if level:
             self._uppers[level - 1][index] = block

@@ -1,6 +1,6 @@
 """The log stays readable while everything fails."""
 
-from lazyfs.fuse.failures import BURST_LINES, MAX_REMEMBERED, QUIET_S, FailureLog
+from lazyfs.failurelog import BURST_LINES, MAX_REMEMBERED, QUIET_S, FailureLog
 
 
 def test_the_same_failure_is_logged_once_until_it_was_quiet_long_enough():
