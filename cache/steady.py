@@ -177,7 +177,8 @@ class SteadyStore:
         self._probe_bytes = _PROBE_BYTES
         self._rotten.clear()
         self._memory = MemoryStore(MEMORY_BYTES)
-        log.warning("the cache in %s works again", self.path)
+        extra = {"event": "cache_recovered"}
+        log.warning("the cache in %s works again", self.path, extra=extra)
 
     def _use(self, disk: DirectoryStore | None) -> None:
         """Work on ``disk``, and no more on the one before."""
@@ -189,6 +190,6 @@ class SteadyStore:
     def _give_up(self, error: CacheError, what: str) -> None:
         """Do without the disk until it is well; what it has is still read."""
         if self.problem is None:
-            log.warning("%s: %s", what, error)
+            log.warning("%s: %s", what, error, extra={"event": "cache_failing"})
             self.problem_since_s = time.time()
         self.problem = str(error)

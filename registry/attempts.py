@@ -183,13 +183,16 @@ def note_failure(endpoint: Endpoint, error: RegistryError) -> None:
         return
     if isinstance(error, ContentError):
         if endpoint.health.lied(now, str(error)):
-            extra = {"event": "host_demoted", "host": endpoint.name}
+            demoted = {"event": "host_demoted", "host": endpoint.name}
             message = "%s: gave a wrong answer, is asked last for now: %s"
-            log.warning(message, endpoint.name, error, extra=extra)
+            log.warning(message, endpoint.name, error, extra=demoted)
     elif may_pass(error) and endpoint.health.failed(now, str(error), _retry_after(error)):
-        status = error.status if isinstance(error, ResponseError) else None
-        extra = {"event": "host_failing", "host": endpoint.name, "status": status}
-        log.warning("%s: keeps failing: %s", endpoint.name, error, extra=extra)
+        failing = {
+            "event": "host_failing",
+            "host": endpoint.name,
+            "status": error.status if isinstance(error, ResponseError) else None,
+        }
+        log.warning("%s: keeps failing: %s", endpoint.name, error, extra=failing)
 
 
 def _retry_after(error: RegistryError) -> float | None:

@@ -29,6 +29,8 @@ from lazyfs.cli.options import IMAGE_HELP, add_hosts_dir, add_platform
 from lazyfs.cli.values import format_size, min_free, seconds, size
 from lazyfs.errors import MountError
 from lazyfs.model import VerifyMode
+from lazyfs.mount.logs import FORMATS, LEVELS, LogChoice, log_to_stderr
+from lazyfs.mount.metricsaddress import canonical_address
 from lazyfs.mount.mountpoint import prepare, resolve
 from lazyfs.mount.options import (
     DEFAULT_CACHE_SIZE_BYTES,
@@ -65,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_hosts_dir(parser)
     _add_permissions(parser)
+    add_seeing(parser)
     parser.add_argument("--quiet", action="store_true", help="no warnings, only errors")
 
 
@@ -137,12 +140,41 @@ def _add_permissions(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_seeing(parser: argparse.ArgumentParser) -> None:
+    """Declare how a daemon is to be watched."""
+    group = parser.add_argument_group("logs and metrics")
+    group.add_argument(
+        "--log-format",
+        choices=FORMATS,
+        default=FORMATS[0],
+        help="text (default), or json: one object a line; see docs/monitoring.md",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=LEVELS,
+        help="the least that is logged (default: info in the background and as a service)",
+    )
+    group.add_argument(
+        "--metrics",
+        metavar="ADDRESS",
+        type=_metrics,
+        help="serve Prometheus metrics at unix:PATH, HOST:PORT or PORT (of 127.0.0.1)",
+    )
+
+
+def _metrics(text: str) -> str:
+    try:
+        return canonical_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def _cache_size(text: str) -> int | None:
     return size(text) or None
 
 
 def fetching_options(args: argparse.Namespace) -> MountOptions:
-    """What the arguments of ``add_fetching``, ``add_platform`` and ``add_hosts_dir`` say."""
+    """What ``add_fetching``, ``add_seeing``, ``add_platform`` and ``add_hosts_dir`` were given."""
     return MountOptions(
         cache_dir=args.cache_dir.absolute(),
         cache_size_bytes=args.cache_size,
@@ -153,6 +185,7 @@ def fetching_options(args: argparse.Namespace) -> MountOptions:
         plain_http=args.plain_http,
         hosts_dir=args.hosts_dir and args.hosts_dir.absolute(),
         on_timeout=args.on_timeout,
+        metrics=args.metrics,
     )
 
 
@@ -174,7 +207,12 @@ def serve(image: str, options: MountOptions, args: argparse.Namespace) -> int:
     """Mount what ``image`` names on ``args.directory``, in the background or the foreground."""
     service = None
     if args.foreground:
-        service = begin(resolve(args.directory), image)
+        logs = LogChoice(args.log_format, "debug" if args.debug else args.log_level)
+        usual = logging.INFO if "NOTIFY_SOCKET" in os.environ else logging.WARNING
+        place = resolve(args.directory)
+        always = {"mountpoint": place, "image": image, "pid": os.getpid()}
+        log_to_stderr(logs, usual, always)
+        service = begin(place, image)
         if service.taken_over is not None:
             folder, lock, _ = service.taken_over
             request = MountRequest(image, resolve(args.directory), options, folder)
@@ -207,7 +245,7 @@ def _mount(
         if not args.quiet:
             print(f"lazyfs mount: {warning}", file=sys.stderr)
 
-    if args.quiet and not args.debug:
+    if args.quiet and not (args.debug or args.log_level):
         logging.getLogger().setLevel(logging.ERROR)
     if service is not None:
         from lazyfs.mount.foreground import serve_in_foreground
@@ -215,7 +253,8 @@ def _mount(
         return serve_in_foreground(request, show, service)
     from lazyfs.mount.start import start_in_background
 
-    start_in_background(request, lock, debug=args.debug, show=show)
+    logs = LogChoice(args.log_format, args.log_level)
+    start_in_background(request, lock, debug=args.debug, show=show, logs=logs)
     return 0
 
 

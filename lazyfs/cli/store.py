@@ -22,7 +22,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from lazyfs.cli.mount import add_fetching, fetching_options, serve
+from lazyfs.cli.mount import add_fetching, add_seeing, fetching_options, serve
 from lazyfs.cli.options import add_hosts_dir, add_platform
 from lazyfs.errors import MountError
 from lazyfs.mount.census import census
@@ -62,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_platform(parser)
     add_fetching(parser.add_argument_group("fetching and keeping"))
     add_hosts_dir(parser)
+    add_seeing(parser)
     parser.add_argument("--quiet", action="store_true", help="no warnings, only errors")
 
 

@@ -1,6 +1,11 @@
-"""What the FUSE side counts for ``lazyfs status``."""
+"""What the FUSE side counts for ``lazyfs status`` and for metrics."""
 
 from collections import Counter
+
+from lazyfs.histogram import READ_BOUNDS_S, Histogram
+
+LATE_S = 1.0
+"""A request that has waited for so long is counted as late."""
 
 
 class Counters:
@@ -11,13 +16,43 @@ class Counters:
         self.failures: Counter[str] = Counter()
         """Failed requests; ordinary answers such as ENOENT are none."""
         self.read_bytes = 0
-        self.in_flight = 0
+        self.read_s = Histogram(READ_BOUNDS_S)
+        """How long reads took, failed ones too."""
+        self._began: dict[int, float] = {}
+        """The requests in hand: when they came, the oldest first."""
+        self._last = 0
 
-    def as_document(self) -> dict[str, object]:
+    def begin(self, operation: str, now_s: float) -> int:
+        """Count a request in; what to call it when it ends."""
+        self.operations[operation] += 1
+        self._last += 1
+        self._began[self._last] = now_s
+        return self._last
+
+    def end(self, request: int) -> None:
+        """Count a request out."""
+        del self._began[request]
+
+    @property
+    def in_flight(self) -> int:
+        """Requests in hand."""
+        return len(self._began)
+
+    def late(self, now_s: float) -> int:
+        """Of these, how many have waited for ``LATE_S``; there are as many as the kernel lets."""
+        return sum(now_s - began_s >= LATE_S for began_s in self._began.values())
+
+    def oldest_s(self, now_s: float) -> float:
+        """How long the oldest of them has waited; 0 without one."""
+        return now_s - next(iter(self._began.values()), now_s)
+
+    def as_document(self, now_s: float) -> dict[str, object]:
         """Ready for JSON."""
         return {
             "operations": dict(self.operations),
             "failures": dict(self.failures),
             "read_bytes": self.read_bytes,
             "in_flight": self.in_flight,
+            "late": self.late(now_s),
+            "oldest_s": round(self.oldest_s(now_s), 3),
         }

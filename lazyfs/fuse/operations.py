@@ -27,12 +27,12 @@ from lazyfs.errors import (
     NotYetThereError,
     SourceUnavailableError,
 )
+from lazyfs.failurelog import FailureLog
 from lazyfs.fuse.adoption import Adoptable
 from lazyfs.fuse.askers import Askers
 from lazyfs.fuse.attributes import absent_entry, bare_entry, entry_attributes
 from lazyfs.fuse.counters import Counters
 from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, errno_of, first_cause
-from lazyfs.failurelog import FailureLog
 from lazyfs.fuse.lateness import Lateness, LateRead
 from lazyfs.interfaces import ImageTree
 from lazyfs.model import ByteRange, DirectoryEntry, NodeId
@@ -74,10 +74,9 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
         *args: _Arguments.args,
         **kwargs: _Arguments.kwargs,
     ) -> _Answer:
-        self.counters.operations[operation] += 1
-        self.counters.in_flight += 1
         began_s = trio.current_time()
         gone = False
+        request = self.counters.begin(operation, began_s)
         try:
             with trio.move_on_after(self.deadline_s) as scope:
                 if args and isinstance(asker := args[-1], pyfuse3.RequestContext):
@@ -92,7 +91,7 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
         except Exception as error:  # noqa: BLE001 - one that got out would end the mount
             failure = first_cause(error)
         finally:
-            self.counters.in_flight -= 1
+            self.counters.end(request)
         if gone:
             raise pyfuse3.FUSEError(errno.EINTR)  # to nobody: the process is being killed
         if isinstance(failure, SourceUnavailableError) and self._is_late(began_s):
@@ -163,7 +162,8 @@ class ImageOperations(Adoptable):
             more = f" ({swallowed} more like it since)" if swallowed else ""
             bug = None if isinstance(error, LazyfsError | OSError) else error
             message = "%s of node %d failed with %s: %s%s"
-            log.error(message, operation, node, name, what, more, exc_info=bug)
+            fields = {"event": "request_failed", "operation": operation, "errno": name}
+            log.error(message, operation, node, name, what, more, exc_info=bug, extra=fields)
         return pyfuse3.FUSEError(number)
 
     @_answered
@@ -216,8 +216,11 @@ class ImageOperations(Adoptable):
                 else error
             )
             self._lateness.note(LateRead(node, where, failure), now_s - began_s, now_s)
+            self.counters.read_s.observe(now_s - began_s)
             raise
-        self.counters.read_bytes += len(data)
+        counters = self.counters
+        counters.read_bytes += len(data)
+        counters.read_s.observe(trio.current_time() - began_s)
         return data
 
     @_answered

@@ -113,29 +113,35 @@ class Engine:
             await self.store.put(key, data)
         except CacheError as error:
             if not self.store_failed:
-                message = "the cache cannot be written, reading on without it: %s"
-                log.warning(message, error, extra={"event": "cache_failing"})
+                line = f"the cache cannot be written, reading on without it: {error}"
+                self.say(logging.WARNING, line, line, {"event": "cache_failing"})
             self.store_failed = True
         else:
             if self.store_failed:
-                log.warning("the cache can be written again", extra={"event": "cache_recovered"})
+                line = "the cache can be written again"
+                self.say(logging.WARNING, line, line, {"event": "cache_recovered"})
             self.store_failed = False
 
-    def report(self, name: str, how: str, failure: Failure, event: str) -> None:
+    def report(self, how: str, failure: Failure, event: str, outage: int = 0) -> None:
         """Remember a failure, and log it unless the same was logged a moment ago.
 
         Args:
-            name: image and layer.
             how: what came of it.
             failure: which.
             event: the name of that in the log.
+            outage: tells it from the same in another outage, which is news.
         """
         self.failures.note(failure)
-        line = f"{name}: {failure.part} from {failure.host}: {how}: {failure.message}"
-        swallowed = self.lines.admit(line, trio.current_time())
+        line = f"{failure.layer}: {failure.part} from {failure.host}: {how}: {failure.message}"
+        fields = {"event": event} | failure.fields()
+        self.say(logging.ERROR, line, f"{line} {outage}", fields)
+
+    def say(self, level: int, line: str, same: str, fields: dict[str, object]) -> None:
+        """Log a line, unless ``same`` was logged a moment ago, or very much was."""
+        swallowed = self.lines.admit(same, trio.current_time())
         if swallowed is not None:
             more = f" ({swallowed} more like it since)" if swallowed else ""
-            log.error("%s%s", line, more, extra={"event": event} | failure.fields())
+            log.log(level, "%s%s", line, more, extra=fields)
 
 
 class PieceFetcher:
@@ -152,6 +158,7 @@ class PieceFetcher:
         self._requests = trio.CapacityLimiter(REQUESTS_PER_LAYER)
         self._gone = False
         """Whether the source failed the last time (logged once, until it answers again)."""
+        self._outages = 0
 
     async def read(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes]:
         """Bytes of stored pieces, which are fetched first where they are missing.
@@ -330,9 +337,11 @@ class PieceFetcher:
             return
         del pending[piece.key]
         if self._gone:
-            extra = {"event": "layer_recovered", "layer": self._name}
-            log.warning("%s: can be fetched again", self._name, extra=extra)
-        self._gone = False
+            self._gone = False
+            self._outages += 1
+            line = f"{self._name}: can be fetched again"
+            fields: dict[str, object] = {"event": "layer_recovered", "layer": self._name}
+            self._engine.say(logging.WARNING, line, f"{line} {self._outages}", fields)
         with flight:
             flight.land(stored)
             if fetch.rotten:
@@ -394,7 +403,7 @@ class PieceFetcher:
     def _report(
         self, how: str, piece: Piece, error: LazyfsError, event: str, host: str | None = None
     ) -> None:
-        self._engine.report(self._name, how, self._failure(piece, error, host), event)
+        self._engine.report(how, self._failure(piece, error, host), event, self._outages)
 
     def _failure(self, piece: Piece, error: LazyfsError, host: str | None = None) -> Failure:
         return failure_of(self._name, piece.what, error, host or self._source.origin)

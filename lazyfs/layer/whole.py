@@ -225,7 +225,7 @@ class WholeLayer(PagedReader):
 
     def _report(self, how: str, index: int, error: LazyfsError, event: str) -> None:
         failure = failure_of(self._name, f"chunk {index}", error, self._source.origin)
-        self._engine.report(self._name, how, failure, event)
+        self._engine.report(how, failure, event)
 
     async def _again(self, index: int) -> bytes:
         """Fetch a chunk that the store has lost: a range of a raw blob, else from the start."""

@@ -43,6 +43,7 @@ from lazyfs.layer.prefetch import prefetch
 from lazyfs.layer.source import RegistrySource
 from lazyfs.layer.together import all_of
 from lazyfs.localname import parse_local_image
+from lazyfs.mount.figures import Figures
 from lazyfs.mount.options import MountedImage, MountOptions
 from lazyfs.mount.report import ImageReport, LayerReport, LocalReport
 from lazyfs.plan import MAX_LAYERS, LayerPlan, plan_layers
@@ -86,6 +87,10 @@ class OpenedImage:
     def status(self) -> dict[str, object]:
         """What ``lazyfs status`` shows."""
         return self.report.document()
+
+    def figures(self) -> Figures:
+        """What metrics are made of."""
+        return self.report.figures()
 
 
 @asynccontextmanager
@@ -182,7 +187,7 @@ async def _open_layers(
     reports = opener.ordered_reports()
     if options.prefetch == "all":
         engine.nursery.start_soon(prefetch, [layer.opened.reader for layer in reports])
-    report = ImageReport(source, resolved, reports, engine.store, options)
+    report = ImageReport(source, resolved, reports, engine.store, options, engine.failures)
     # A single layer is a file system of its own: as when the kernel mounts it, it shows its
     # whiteouts and overlay attributes, which would hide something only in a stack.
     tree = SingleTree(layers[0]) if len(layers) == 1 else MergedTree(layers)

@@ -23,8 +23,9 @@ from lazyfs.fuse.errno_table import first_cause
 from lazyfs.mount.daemon import raise_file_limit, serve_mount
 from lazyfs.mount.keeper import our_supervisor
 from lazyfs.mount.life import Custody, End
+from lazyfs.mount.logs import FORMATS, LogChoice, log_to_stderr
 from lazyfs.mount.options import ImageOpener
-from lazyfs.mount.request import MountRequest
+from lazyfs.mount.request import MountRequest, about
 from lazyfs.mount.supervision import HANDED_OVER
 from registry.errors import RegistryError
 
@@ -109,17 +110,15 @@ def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int
     parser.add_argument("--keeper-fd", type=int, required=True)
     parser.add_argument("--fuse-fd", type=int, help="of the mount, where one is taken over")
     parser.add_argument("--debug", action="store_true")
+    parser.add_argument("--log-format", default=FORMATS[0])
+    parser.add_argument("--log-level")
     parser.add_argument("request", type=MountRequest.from_json)
     args = parser.parse_args(arguments)
     os.set_inheritable(args.lock_fd, False)
     if args.fuse_fd is not None:
         os.set_inheritable(args.fuse_fd, False)
-    logging.basicConfig(
-        level=logging.DEBUG if args.debug else logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
-    for noisy in ("httpcore", "httpx", "hpack", "pyfuse3"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    choice = LogChoice(args.log_format, "debug" if args.debug else args.log_level)
+    log_to_stderr(choice, logging.INFO, about(args.request))
     raise_file_limit()
     starter = None
     if args.report_fd is not None:

@@ -15,6 +15,7 @@ import resource
 import socket
 import stat
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
@@ -31,6 +32,9 @@ from lazyfs.mount.options import ImageOpener, MountedImage
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import RuntimeFolder
 from lazyfs.mount.tuning import raise_max_background, read_further_ahead
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
 
 TIMEOUT_ERRNOS = {"eio": errno.EIO, "etimedout": errno.ETIMEDOUT}
 """By ``MountOptions.on_timeout``."""
@@ -93,9 +97,16 @@ async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], N
         on_ready()
 
     def document() -> dict[str, object]:
-        fuse = operations.counters.as_document()
-        return {**image.status(), "fuse": fuse, "survival": life.survival()}
+        fuse = operations.counters.as_document(trio.current_time())
+        served = {"address": request.options.metrics, "problem": scrapes.problem}
+        return {
+            **image.status(),
+            "fuse": fuse,
+            "metrics": served if request.options.metrics else None,
+            "survival": life.survival(),
+        }
 
+    scrapes = _open_metrics(life)
     with (
         _listening(request.folder) as listener,
         await _attached(life, operations, image),
@@ -107,11 +118,55 @@ async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], N
             nursery.start_soon(announce)
             nursery.start_soon(_reassure, life.keeper)
             nursery.start_soon(operations.askers.watch)
+            if scrapes.listener is not None:
+                nursery.start_soon(_serve_metrics, scrapes.listener, life, image, operations)
             try:
                 await session.serve()
             finally:
                 life.served = True
             nursery.cancel_scope.cancel()
+
+
+class _Scrapes(NamedTuple):
+    """Where metrics can be had, or why they cannot."""
+
+    listener: trio.SocketListener | None = None
+    problem: str | None = None
+
+
+def _open_metrics(life: Life) -> _Scrapes:
+    """Listen for scrapes, if that is wanted.
+
+    Raises:
+        MountError: it cannot be done, and the mount is not used yet.
+    """
+    if life.options.metrics is None:
+        return _Scrapes()
+    from lazyfs.mount.scraping import listen  # only now: it takes 50 ms
+
+    try:
+        return _Scrapes(listen(life.options.metrics))
+    except MountError as error:
+        if not life.taken_over:
+            raise
+        log.warning("going on without metrics: %s", error, extra={"event": "metrics_failing"})
+        return _Scrapes(problem=str(error))
+
+
+async def _serve_metrics(
+    listener: trio.SocketListener, life: Life, image: MountedImage, operations: ImageOperations
+) -> None:
+    from lazyfs.mount.metrics import families, process_metrics
+    from lazyfs.mount.scraping import Scraped
+
+    def gather() -> "list[Metric]":
+        mountpoint, restarts = life.request.mountpoint, life.state.restarts
+        now_s, counters = trio.current_time(), operations.counters
+        figures = image.figures()
+        found = families(figures, counters, now_s, mountpoint=mountpoint, restarts=restarts)
+        return [*found, *process_metrics()]
+
+    await Scraped(gather).serve(listener)
 
 
 async def _attached(

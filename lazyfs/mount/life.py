@@ -111,7 +111,9 @@ class Life:
         """Tell all who want to know that the mount can be used."""
         self.request.folder.write_state(self.state)
         self._announced = True
-        log.info("serving %s on %s", self.request.image, self.request.mountpoint)
+        event = "taken_over" if self.taken_over else "mounted"
+        extra = {"event": event, "restarts": self.state.restarts}
+        log.info("serving %s on %s", self.request.image, self.request.mountpoint, extra=extra)
         if self.keeper is not None:
             self.keeper.ready()
 
@@ -132,10 +134,11 @@ class Life:
                 log.warning("not restarting: %s", self.state.not_kept or "not serving yet")
                 continue
             if number == RESTART_SIGNAL:
-                log.info("handing over to another daemon")
+                log.info("handing over to another daemon", extra={"event": "handing_over"})
                 self.end = End.HANDED_OVER
             else:
-                log.info("ending: %s", signal.Signals(number).name)
+                extra = {"event": "ending"}
+                log.info("ending: %s", signal.Signals(number).name, extra=extra)
                 await self._unmount()
             if self.serving.is_set() and not self.served:  # unmounting alone may have ended it
                 session.stop_serving()

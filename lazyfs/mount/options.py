@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import platformdirs
 
@@ -19,6 +19,9 @@ from cache.freespace import DEFAULT_MIN_FREE, MinFree
 from lazyfs.interfaces import ImageTree
 from lazyfs.model import VerifyMode
 from registry.interfaces import Access
+
+if TYPE_CHECKING:  # commands import this module, and need not know counters
+    from lazyfs.mount.figures import Figures
 
 DEFAULT_CACHE_SIZE_BYTES = 10 << 30
 DEFAULT_TIMEOUT_S = 30.0
@@ -61,6 +64,8 @@ class MountOptions:
     """Honour device nodes in the image."""
     on_timeout: str = ON_TIMEOUT_CHOICES[0]
     """What a reader gets after ``timeout_s``: ``eio`` or ``etimedout``."""
+    metrics: str | None = None
+    """Where to serve metrics (``lazyfs.mount.metricsaddress``); None: nowhere."""
     pin: str | None = None
     """No choice of the user: exactly what was mounted (``MountedImage.pin``), where a daemon takes
     a mount over; None: what the image's name means now."""
@@ -116,6 +121,10 @@ class MountedImage(Protocol):
 
     def status(self) -> dict[str, object]:
         """What ``lazyfs status`` shows, ready for JSON; never blocks."""
+        ...
+
+    def figures(self) -> "Figures":
+        """What metrics are made of; quick."""
         ...
 
 

@@ -1,5 +1,6 @@
 """What ``lazyfs status`` shows of an opened image: a JSON document, made without waiting."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -7,8 +8,10 @@ from cache.steady import SteadyStore
 from cache.store import ChunkStore
 from lazyfs.documents import KeptSource
 from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.failures import FailureMemory
 from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import OpenLayer
+from lazyfs.mount.figures import CacheFigures, Figures
 from lazyfs.mount.options import MountOptions
 from lazyfs.resolve import ResolvedImage, pin_of
 from registry.manifest import Descriptor
@@ -16,6 +19,13 @@ from registry.manifest import Descriptor
 MAX_COUNTED_CHUNKS = 10_000
 """Where an image has more chunks, those in the cache are not counted in all layers: each costs a
 system call, and nobody is served meanwhile."""
+
+
+SHOWN_FAILURES = 20
+NAMED_LAYERS = 10
+
+DRIVER = "fuse"
+"""What serves the tree: FUSE operations of this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +70,7 @@ class ImageReport:
     layers: Sequence[LayerReport]
     store: ChunkStore
     options: MountOptions
+    failures: FailureMemory
 
     def pin(self) -> str:
         """The manifest, whatever the image's tag will mean."""
@@ -73,11 +84,25 @@ class ImageReport:
             "platform": self.resolved.platform,
             "resolution": self.source.note,
             "verify": self.options.verify.value,
+            "driver": DRIVER,
+            **laziness([layer.opened for layer in self.layers]),
             "layers": layer_documents(self.layers, self.store),
             "totals": totals([layer.counters for layer in self.layers]),
             "hosts": [asdict(host) for host in self.source.hosts()],
             "cache": cache_document(self.store, self.options),
+            "failures": failure_documents(self.failures),
         }
+
+    def figures(self) -> Figures:
+        """What metrics are made of."""
+        return Figures(
+            image=self.resolved.name,
+            digest=str(self.resolved.descriptor.digest),
+            layers=[layer.counters for layer in self.layers],
+            modes=modes(self.layers),
+            hosts=self.source.hosts(),
+            cache=cache_figures(self.store, self.options),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +116,11 @@ class LocalReport:
         """Which files these are, and in which state."""
         return ",".join(file.identity for file in self.files)
 
+    def figures(self) -> Figures:
+        """What metrics are made of."""
+        layers = [file.counters for file in self.files]
+        return Figures(self.name, None, layers, {("local", True): len(layers)})
+
     def document(self) -> dict[str, object]:
         """The status of this moment."""
         return {
@@ -98,6 +128,10 @@ class LocalReport:
             "digest": None,
             "platform": None,
             "verify": "off",
+            "driver": DRIVER,
+            "lazy": True,
+            "why": "a local file, read in place",
+            "failures": [],
             "layers": [
                 {
                     "digest": None,
@@ -139,7 +173,39 @@ def cache_document(store: ChunkStore, options: MountOptions) -> dict[str, object
         "limit_bytes": options.cache_size_bytes,
         "problem": steady and steady.problem,
         "problem_since_s": steady and steady.problem_since_s,
+        "statistics": asdict(store.statistics()),
     }
+
+
+def cache_figures(store: ChunkStore, options: MountOptions) -> CacheFigures:
+    """The same for metrics."""
+    on_disk = isinstance(store, SteadyStore)
+    return CacheFigures(
+        store.statistics(),
+        store.usage_bytes(),
+        options.cache_size_bytes if on_disk else None,
+        usable=isinstance(store, SteadyStore) and store.problem is None,
+    )
+
+
+def failure_documents(failures: FailureMemory) -> list[dict[str, object]]:
+    """The latest failures, the newest first."""
+    return [asdict(failure) for failure in failures.latest(SHOWN_FAILURES)]
+
+
+def modes(layers: Iterable[LayerReport]) -> dict[tuple[str, bool], int]:
+    """How many layers are read in which way, and whether that is lazy."""
+    return Counter((layer.opened.mode.value, layer.opened.lazy) for layer in layers)
+
+
+def laziness(layers: Sequence[OpenLayer]) -> dict[str, object]:
+    """Whether a mount is lazy, and why (not); one layer that was fetched whole makes it not so."""
+    whole = [number for number, layer in enumerate(layers, 1) if not layer.lazy]
+    if not whole:
+        return {"lazy": True, "why": "parts of all layers can be fetched one by one"}
+    named = ", ".join(map(str, whole[:NAMED_LAYERS])) + (", ..." if whole[NAMED_LAYERS:] else "")
+    why = f"{len(whole)} of {len(layers)} layers were fetched whole ({named})"
+    return {"lazy": False, "why": f"{why}; the first: {layers[whole[0] - 1].why}"}
 
 
 def _counts(counters: LayerCounters) -> dict[str, object]:
@@ -147,6 +213,7 @@ def _counts(counters: LayerCounters) -> dict[str, object]:
         "fetched_bytes": counters.fetched_bytes,
         "requests": counters.requests,
         "errors": counters.errors,
+        "errors_by_cause": dict(counters.errors_by_cause),
         "last_error": counters.last_error,
         "notes": list(counters.notes),
     }
@@ -159,6 +226,7 @@ def totals(layers: Sequence[LayerCounters]) -> dict[str, int]:
         for name in (
             "fetched_bytes",
             "read_bytes",
+            "memory_bytes",
             "requests",
             "cache_hits",
             "cache_misses",

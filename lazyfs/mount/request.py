@@ -50,6 +50,11 @@ class MountRequest:
         )
 
 
+def about(request: MountRequest) -> dict[str, object]:
+    """Which mount a log line is about."""
+    return {"mountpoint": request.mountpoint, "image": request.image, "pid": os.getpid()}
+
+
 def absolute_image(name: str, base: Path) -> str:
     """The image name with its paths made absolute: a daemon has no use for where it began."""
     scheme, colon, rest = name.partition(":")

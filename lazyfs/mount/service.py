@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from lazyfs.errors import MountError
 from lazyfs.mount.keeper import Keeper, kept_by_systemd, systemd
+from lazyfs.mount.logs import JsonFormatter
 from lazyfs.mount.mountinfo import FILE_SYSTEM_TYPE, current_mounts, top_mount
 from lazyfs.mount.runtime import RuntimeFolder, base_folder, known_mounts
 from lazyfs.mount.unmount import unmount
@@ -83,18 +84,23 @@ def descriptor_name(folder: RuntimeFolder) -> str:
 
 
 def log_to_journal() -> None:
-    """Log more than a command does, with the priorities of the journal."""
-    root = logging.getLogger()
-    root.setLevel(min(root.level, logging.INFO))
-    for handler in root.handlers:
-        handler.setFormatter(_JournalFormatter("%(name)s: %(message)s"))
+    """Log with the priorities of the journal."""
+    for handler in logging.getLogger().handlers:
+        form = handler.formatter
+        if not isinstance(form, JsonFormatter):
+            form = logging.Formatter("%(name)s: %(message)s")  # the journal knows the time
+        handler.setFormatter(_JournalFormatter(form))
 
 
 class _JournalFormatter(logging.Formatter):
+    def __init__(self, form: logging.Formatter) -> None:
+        super().__init__()
+        self._form = form
+
     def format(self, record: logging.LogRecord) -> str:
         """Every line with its priority."""
         prefix = f"<{PRIORITIES.get(record.levelno, 5)}>"
-        return prefix + super().format(record).replace("\n", f"\n{prefix}")
+        return prefix + self._form.format(record).replace("\n", f"\n{prefix}")
 
 
 def _mount_of(name: str, device: int, mountpoint: str, image: str) -> TakenOver | None:

@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from lazyfs.errors import MountError
+from lazyfs.mount.logs import LogChoice
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.unmount import remove_mount
 
@@ -34,6 +35,7 @@ def start_in_background(
     *,
     debug: bool,
     show: Callable[[str], None],
+    logs: LogChoice = LogChoice(),  # noqa: B008 - immutable
 ) -> None:
     """Return when the mount is usable; on any failure nothing of it is left.
 
@@ -42,6 +44,7 @@ def start_in_background(
         lock: the descriptor that holds the runtime folder's lock; the daemon keeps it.
         debug: the daemon logs much.
         show: given each warning that comes while the image is opened.
+        logs: how supervisor and daemon write their log.
 
     Raises:
         MountError: with the daemon's reason.
@@ -53,7 +56,8 @@ def start_in_background(
     with ours, ours.makefile("rb") as report:
         try:
             with theirs, _interrupts_deferred():
-                process = _spawn(request, lock, theirs.fileno(), debug=debug)
+                words = [*logs.arguments(), *(["--debug"] if debug else [])]
+                process = _spawn(request, lock, theirs.fileno(), words)
             failure = _wait_for_word(report.readline, show)
         finally:
             if failure is not None:
@@ -85,14 +89,14 @@ def _interrupts_deferred() -> Iterator[None]:
 
 
 def _spawn(
-    request: MountRequest, lock: int, report: int, *, debug: bool
+    request: MountRequest, lock: int, report: int, options: Sequence[str]
 ) -> "subprocess.Popen[bytes]":
     """Start a supervisor, in its own session; it inherits nothing but two descriptors."""
     folder = os.fspath(request.folder.path)
     words = [*SUPERVISOR_COMMAND, folder, str(lock), str(report), *DAEMON_COMMAND]
     with request.folder.log.open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own program
-            [*words, *(["--debug"] if debug else []), request.to_json()],
+            [*words, *options, request.to_json()],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

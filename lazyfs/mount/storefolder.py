@@ -31,8 +31,19 @@ from lazyfs.mount.assemble import (
     background,
     open_chunk_store,
 )
+from lazyfs.mount.figures import Figures
 from lazyfs.mount.options import MountedImage, MountOptions
-from lazyfs.mount.report import cache_document, layer_documents, totals
+from lazyfs.mount.report import (
+    DRIVER,
+    LayerReport,
+    cache_document,
+    cache_figures,
+    failure_documents,
+    layer_documents,
+    laziness,
+    modes,
+    totals,
+)
 from lazyfs.plan import LayerPlan, plan_layer
 from lazyfs.resolve import ResolvedImage, fetch_diff_ids, pin_of, resolve_image, resolve_pinned
 from lazyfs.seekable.mediatypes import is_erofs_layer
@@ -286,19 +297,36 @@ class StoreFolder:
             if self.files.add(path_of(diff_id), file):
                 self._layers[diff_id] = (plan, file)
 
+    def _reports(self) -> list[LayerReport]:
+        openers = [image.opener for image in self._images.values() if image.opener is not None]
+        return [report for opener in openers for report in opener.ordered_reports()]
+
+    def figures(self) -> Figures:
+        """What metrics are made of."""
+        reports = self._reports()
+        return Figures(
+            image=self._name,
+            digest=None,
+            layers=[report.counters for report in reports],
+            modes=modes(reports),
+            cache=cache_figures(self._engine.store, self._options),
+        )
+
     def status(self) -> dict[str, object]:
         """What ``lazyfs status`` shows."""
-        openers = [image.opener for image in self._images.values() if image.opener is not None]
-        reports = [report for opener in openers for report in opener.ordered_reports()]
+        reports = self._reports()
         return {
             "image": self._name,
             "digest": None,
             "platform": None,
             "verify": self._options.verify.value,
+            "driver": DRIVER,
+            **laziness([report.opened for report in reports]),
             "layers": layer_documents(reports, self._engine.store),
             "totals": totals([report.counters for report in reports]),
             "hosts": [],
             "cache": cache_document(self._engine.store, self._options),
+            "failures": failure_documents(self._engine.failures),
             "store": {
                 "images": [
                     {"name": image.stored.name, "problem": image.problem}

@@ -134,7 +134,7 @@ class Supervisor:
             self._start()
         else:
             if self._phase == SERVING and not (self._ending or self._handing_over):
-                _say(f"the daemon was silent for {WATCHDOG_S:g} s: killing it")
+                self._say(f"the daemon was silent for {WATCHDOG_S:g} s: killing it")
             self._kill(signal.SIGKILL)
         return None
 
@@ -240,7 +240,7 @@ class Supervisor:
         if status == 0 or self._ending or self._is_gone():
             return self._finish()
         if self._device is None:
-            _say(f"the daemon {self._last_end}, and its mount with it")
+            self._say(f"the daemon {self._last_end}, and its mount with it")
             self._write_report(DIED, f"the daemon {self._last_end}; lazyfs umount tidies up")
             return 1
         if served and (self._handing_over or status == HANDED_OVER):
@@ -256,12 +256,12 @@ class Supervisor:
         pause_s = self._restarts.pause_s(served=served, now_s=time.monotonic())
         if pause_s is None:
             why = self._status or f"the last one {self._last_end}"
-            _say(f"giving up after {self._deaths} daemons that died: {why}")
+            self._say(f"giving up after {self._deaths} daemons that died: {why}")
             problem = f"gave up after {self._deaths} daemons that died: {why}"
             self._write_report(GAVE_UP, f"{problem}; lazyfs umount tidies up")
             return 1  # our copy of the descriptor goes, and the kernel fails who waits
         after = f", after {pause_s:g} s" if pause_s else ""
-        _say(f"the daemon {self._last_end}; starting another{after}")
+        self._say(f"the daemon {self._last_end}; starting another{after}")
         if pause_s:
             self._deadline_s = time.monotonic() + pause_s
             self._write_report()
@@ -281,9 +281,11 @@ class Supervisor:
         try:
             refused = refuse_resent(self._device)
         except OSError as error:
-            _say(f"cannot fail the requests in hand: {error}")
+            self._say(f"cannot fail the requests in hand: {error}")
         else:
-            _say(f"{self._crashes} daemons crashed at once: {refused} requests were failed (EIO)")
+            self._say(
+                f"{self._crashes} daemons crashed at once: {refused} requests were failed (EIO)"
+            )
 
     def _is_gone(self) -> bool:
         """Whether the mount that we keep was unmounted or aborted."""
@@ -312,6 +314,16 @@ class Supervisor:
 
         remove_mount_of(self._folder)
 
+    def _say(self, text: str) -> None:
+        """A line of the log, in the form of the daemon's."""
+        if "--log-format=json" in self._command:
+            now = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
+            record = {"time": now, "level": "warning", "logger": "supervisor", "message": text}
+            line = json.dumps(record | {"event": "daemon_ended", "pid": os.getpid()})
+        else:
+            line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} WARNING supervisor: {text}"
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+
     def _write_report(self, phase: str | None = None, problem: str | None = None) -> None:
         """Tell ``lazyfs status`` how it goes; ``lazyfs.mount.runtime`` reads it."""
         report = {
@@ -326,13 +338,7 @@ class Supervisor:
                 json.dump(report, file)
             os.replace(new, f"{self._folder}/{REPORT_NAME}")  # noqa: PTH105
         except OSError as error:
-            _say(f"cannot write {REPORT_NAME}: {error}")
-
-
-def _say(text: str) -> None:
-    """A line of the log, in the form of the daemon's."""
-    print(time.strftime("%Y-%m-%d %H:%M:%S"), "WARNING supervisor:", text, file=sys.stderr)  # noqa: T201
-    sys.stderr.flush()
+            self._say(f"cannot write {REPORT_NAME}: {error}")
 
 
 def _how(status: int) -> str:

@@ -27,6 +27,7 @@ import trio
 
 from lazyfs import errors
 from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, NodeId
+from lazyfs.mount.figures import Figures
 from lazyfs.mount.options import MountOptions
 
 DEFAULT_ATTRIBUTES = Attributes(
@@ -270,6 +271,9 @@ class MemoryImage:
     @property
     def pin(self) -> str:
         return f"pin of {self.name}"
+
+    def figures(self) -> Figures:
+        return Figures(self.name, None)
 
     def status(self) -> dict[str, object]:
         """The keys of a real image, with made-up figures."""
