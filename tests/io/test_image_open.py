@@ -31,6 +31,7 @@ TOTALS = {
     "fetched_bytes",
     "read_bytes",
     "requests",
+    "memory_bytes",
     "cache_hits",
     "cache_misses",
     "verification_failures",
@@ -49,6 +50,7 @@ LAYER = {
     "fetched_bytes",
     "requests",
     "errors",
+    "errors_by_cause",
     "last_error",
     "notes",
 }
