@@ -48,7 +48,7 @@ def figures() -> Figures:
     for seconds in (0.004, 0.2, 999):
         counters.first_byte_s.observe(seconds)
     host = HostHealth().status("host.test:5000", "mirror", 0.0, received_bytes=350)
-    cache = CacheFigures(StoreStatistics(hits=1, bytes_read=40), 4096, None, on_disk=True)
+    cache = CacheFigures(StoreStatistics(hits=1, bytes_read=40), 4096, None, usable=True)
     return Figures('im"a\\ge\n', None, [counters, counters], {("whole", False): 2}, (host,), cache)
 
 
