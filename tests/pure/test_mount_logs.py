@@ -13,7 +13,7 @@ from lazyfs.mount.logs import JsonFormatter, LogChoice
 from lazyfs.mount.service import PRIORITIES, log_to_journal
 
 
-def record(message: str, level: int = logging.ERROR, **extra: object) -> logging.LogRecord:
+def record(message: str, level=logging.ERROR, **extra) -> logging.LogRecord:
     logger = logging.getLogger("lazyfs.test")
     return logger.makeRecord("lazyfs.test", level, "file", 1, message, (), None, extra=extra)
 
