@@ -14,12 +14,13 @@ Last use is the file's modification time, stamped at most once a minute; between
 remembers its own uses, so that what it evicts is exactly what it used last.
 """
 
+import itertools
 import os
 import secrets
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -48,6 +49,9 @@ from cache.recency import RecentUses
 from cache.store import StoreStatistics
 
 STAMP_INTERVAL_NS: Final = 60 * 1_000_000_000
+REMOVED_AT_ONCE: Final = 256
+"""Chunks removed under the lock of the store before others may have it."""
+
 MAX_UNREADABLE: Final = 4096
 """Chunks on bad blocks that are remembered, so that the next ``put`` replaces them."""
 
@@ -134,6 +138,14 @@ class ChunkFiles:
             self._add(errors=1)
             return False
 
+    def size(self, name: str) -> int:
+        """Length of a chunk in bytes; 0 if it is not there.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        return self._size(f"{CHUNKS_NAME}/{name}")
+
     def put(self, name: str, data: bytes) -> None:
         """Store a chunk whole or not at all.
 
@@ -201,6 +213,39 @@ class ChunkFiles:
             if self._free.is_short():
                 with self._ledger.locked() as account:
                     self._make_room(account, 0)
+
+    def chunks(self) -> list[StoredChunk]:
+        """All chunks at about this moment, for others may add and remove some meanwhile.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        return list(self._scan())
+
+    def shrink(self, limit_bytes: int) -> None:
+        """Evict, this once, until no more than ``limit_bytes`` are charged or all is in use.
+
+        Raises:
+            CacheWriteError: the disk failed.
+        """
+        with self._write_errors("cannot make room"), self._ledger.locked() as account:
+            chunks = self._take_stock(account)
+            self._evict(account, chunks, account.used_bytes - limit_bytes)
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove chunks, except those that are being read just now.
+
+        Raises:
+            CacheWriteError: the disk failed.
+        """
+        rest = iter(names)
+        while batch := list(itertools.islice(rest, REMOVED_AT_ONCE)):
+            with self._write_errors("cannot remove chunks"), self._ledger.locked() as account:
+                chunks = [
+                    StoredChunk(name, charged_bytes(self._size(f"{CHUNKS_NAME}/{name}")), 0)
+                    for name in batch
+                ]
+                self._evict(account, chunks, sum(chunk.charged_bytes for chunk in chunks))
 
     def statistics(self) -> StoreStatistics:
         """Counters since the store was opened."""
@@ -281,6 +326,16 @@ class ChunkFiles:
         limit_bytes = min(limits)
         chunks = self._take_stock(account)
         target = eviction_target_bytes(limit_bytes, charge, len(chunks))
+        self._evict(account, chunks, account.used_bytes - target)
+        if charge and account.used_bytes + charge > limit_bytes:
+            if limit_bytes != self._limit_bytes:
+                raise StoreFullError("its disk has less free than is to stay free")
+            raise StoreFullError(
+                f"the store holds {account.used_bytes} of {limit_bytes} bytes, all in use"
+            )
+
+    def _evict(self, account: Account, chunks: list[StoredChunk], excess_bytes: int) -> None:
+        """Remove chunks that are not in use, oldest first, until so much is freed."""
 
         def remove(chunk: StoredChunk) -> bool:
             if not self._remove_unused(f"{CHUNKS_NAME}/{chunk.name}"):
@@ -289,13 +344,7 @@ class ChunkFiles:
             self._add(evictions=1, bytes_evicted=chunk.charged_bytes)
             return True
 
-        evict(chunks, account.used_bytes - target, remove)
-        if charge and account.used_bytes + charge > limit_bytes:
-            if limit_bytes != self._limit_bytes:
-                raise StoreFullError("its disk has less free than is to stay free")
-            raise StoreFullError(
-                f"the store holds {account.used_bytes} of {limit_bytes} bytes, all in use"
-            )
+        evict(chunks, excess_bytes, remove)
 
     def _rename(self, temporary: str, target: str, account: Account) -> None:
         """Give a whole chunk its name; what it replaces is not charged any more."""
@@ -320,7 +369,10 @@ class ChunkFiles:
         try:
             with os.scandir(descriptor) as entries:
                 for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
+                    try:
+                        found = entry.stat(follow_symlinks=False)
+                    except FileNotFoundError:  # evicted meanwhile; not so under the lock
+                        continue
                     if not stat.S_ISREG(found.st_mode):
                         continue
                     name = f"{folder}/{entry.name}"

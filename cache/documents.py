@@ -39,9 +39,13 @@ _WRITE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-class _Known(NamedTuple):
+class KeptDocument(NamedTuple):
+    """A document, as a listing has it."""
+
     used_s: float
+    """Last use, since the epoch; at most ``USED_AGAIN_S`` old."""
     size_bytes: int
+    """On disk."""
     name: str
 
 
@@ -146,7 +150,7 @@ class DocumentFolder:
 
     def trim(self, limit_bytes: int) -> None:
         """Remove what was not used for longest, until the rest is within the limit."""
-        documents = self._documents()
+        documents = self.kept()
         total = sum(document.size_bytes for document in documents)
         for document in sorted(documents):
             if total <= limit_bytes:
@@ -155,7 +159,7 @@ class DocumentFolder:
                 os.unlink(document.name, dir_fd=self._folder)
             total -= document.size_bytes
 
-    def _documents(self) -> list[_Known]:
+    def kept(self) -> list[KeptDocument]:
         """All documents; what dead processes left unfinished is removed."""
         documents = []
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
@@ -164,7 +168,7 @@ class DocumentFolder:
                     found = entry.stat(follow_symlinks=False)
                     abandoned = found.st_mtime < time.time() - ABANDONED_S
                     if not entry.name.startswith(_NEW_PREFIX):
-                        documents.append(_Known(found.st_mtime, found.st_size, entry.name))
+                        documents.append(KeptDocument(found.st_mtime, found.st_size, entry.name))
                     elif abandoned:
                         os.unlink(entry.name, dir_fd=self._folder)
         return documents

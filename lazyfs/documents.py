@@ -79,25 +79,29 @@ class Documents:
 
 
 @dataclass(frozen=True, slots=True)
-class _Resolution:
+class Resolution:
     """What a name meant."""
 
     descriptor: Descriptor
     when_s: float
     """Seconds since the epoch."""
+    name: str = ""
+    """Of the image, for ``lazyfs cache ls``."""
 
     def to_json(self) -> bytes:
+        """The document."""
         return json.dumps(
             {
                 "mediaType": self.descriptor.media_type,
                 "digest": str(self.descriptor.digest),
                 "size": self.descriptor.size_bytes,
                 "when": self.when_s,
+                "name": self.name,
             }
         ).encode()
 
     @classmethod
-    def from_json(cls, text: bytes) -> "_Resolution":
+    def from_json(cls, text: bytes) -> "Resolution":
         """What ``to_json`` wrote.
 
         Raises:
@@ -106,7 +110,8 @@ class _Resolution:
         values = json.loads(text)
         digest = Digest.parse(str(values["digest"]))
         descriptor = Descriptor(str(values["mediaType"]), digest, int(values["size"]))
-        return cls(descriptor, float(values["when"]))
+        name = str(values.get("name", ""))  # older versions did not write it
+        return cls(descriptor, float(values["when"]), name)
 
 
 class KeptSource:
@@ -132,9 +137,11 @@ class KeptSource:
             RegistryError: the name means nothing, or nobody can say what.
         """
         reference = self._reference
-        if reference is None:
-            return await self._source.resolve()
         name = "name-" + hashlib.sha256(self.name.encode()).hexdigest()
+        if reference is None:
+            descriptor = await self._source.resolve()
+            await self._remember(name, descriptor)  # for "lazyfs cache ls" only
+            return descriptor
         kept = await self._resolution(name)
         if reference.digest is not None:
             if kept is not None and kept.descriptor.digest == reference.digest:
@@ -156,8 +163,12 @@ class KeptSource:
             )
             log.warning("%s", self.note)
             return kept.descriptor
-        await self._documents.write(name, _Resolution(descriptor, time.time()).to_json())
+        await self._remember(name, descriptor)
         return descriptor
+
+    async def _remember(self, name: str, descriptor: Descriptor) -> None:
+        meant = Resolution(descriptor, time.time(), self.name)
+        await self._documents.write(name, meant.to_json())
 
     async def fetch_manifest(self, descriptor: Descriptor) -> bytes:
         """As ``ImageSource.fetch_manifest``."""
@@ -195,18 +206,18 @@ class KeptSource:
 
     async def _by_digest(self, digest: Digest) -> Descriptor | None:
         """The descriptor of a manifest or index that is kept, whichever it is."""
-        raw = await self._documents.read(_document_name("manifest", digest))
+        raw = await self._documents.read(document_name("manifest", digest))
         if raw is None or Digest.of(raw, digest.algorithm) != digest:
             return None
         media_type = media_type_of(raw)
         return Descriptor(media_type, digest, len(raw)) if media_type else None
 
-    async def _resolution(self, name: str) -> _Resolution | None:
+    async def _resolution(self, name: str) -> Resolution | None:
         text = await self._documents.read(name)
         if text is None:
             return None
         try:
-            return _Resolution.from_json(text)
+            return Resolution.from_json(text)
         except (ValueError, KeyError, TypeError, ContentError):
             self._documents.discard(name)
             return None
@@ -215,7 +226,7 @@ class KeptSource:
         self, kind: str, descriptor: Descriptor, fetch: Callable[[Descriptor], Awaitable[bytes]]
     ) -> bytes:
         """Content that has its digest, wherever it comes from."""
-        name = _document_name(kind, descriptor.digest)
+        name = document_name(kind, descriptor.digest)
         raw = await self._documents.read(name)
         if raw is not None:
             try:
@@ -293,10 +304,11 @@ class KeptSpans:
         self._documents = None
 
     def _name(self, where: ByteRange) -> str:
-        return f"{_document_name('blob', self._digest)}-{where.offset}-{where.length}"
+        return f"{document_name('blob', self._digest)}-{where.offset}-{where.length}"
 
 
-def _document_name(kind: str, digest: Digest) -> str:
+def document_name(kind: str, digest: Digest) -> str:
+    """What a document is kept under: ``manifest``, ``content`` or ``blob`` of a digest."""
     return f"{kind}-{digest.algorithm}-{digest.encoded}"
 
 

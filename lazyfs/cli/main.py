@@ -40,6 +40,7 @@ COMMANDS = (
     Command("doctor", "lazyfs.cli.doctor", "look for what is wrong on this machine"),
     Command("inspect", "lazyfs.cli.inspect", "show an image's layers, tables and tree"),
     Command("unpack", "lazyfs.cli.unpack", "unpack the layers of an image into files"),
+    Command("cache", "lazyfs.cli.cache", "show, shrink, empty and check what is cached"),
     Command("verify", "lazyfs.cli.verify", "check all of an image and say what is broken"),
 )
 
@@ -137,7 +138,7 @@ def _run(args: argparse.Namespace) -> int:
         failure = innermost(error)
         if args.debug:
             traceback.print_exception(error)
-        if isinstance(failure, KeyboardInterrupt):
+        if isinstance(failure, KeyboardInterrupt | SystemExit):  # the latter: wrong usage
             raise failure from error
         if isinstance(failure, _expected_errors()):
             print(f"lazyfs {args.command}: {failure}", file=sys.stderr)

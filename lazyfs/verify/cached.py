@@ -83,15 +83,15 @@ async def verify_cached(
         report.layers = [LayerReport(n, str(layer.digest)) for n, layer in enumerate(layers, 1)]
         plans = plan_layers(layers, VerifyMode.ALWAYS)
         workers = trio.CapacityLimiter(jobs)
-        for number, plan in _numbered(plans, layers):
+        for number, plan in numbered(plans, layers):
             task = progress.begin(f"layer {number}/{len(layers)}")
-            check = _LayerCheck(plan, report.layers[number - 1], store, options.repair, workers)
+            check = LayerCheck(plan, report.layers[number - 1], store, options.repair, workers)
             await check.run(source, documents, task)
             task.finish()
     return report
 
 
-def _numbered(
+def numbered(
     plans: Sequence[LayerPlan], layers: Sequence[Descriptor]
 ) -> list[tuple[int, LayerPlan]]:
     """Every plan once, with the number of its layer."""
@@ -99,7 +99,43 @@ def _numbered(
     return [(n, found[id(layer)]) for n, layer in enumerate(layers, 1) if id(layer) in found]
 
 
-class _LayerCheck:
+async def kept_metadata(
+    plan: LayerPlan, source: ImageSource, documents: Documents
+) -> LayerMetadata:
+    """Table and tree of a blob; from ``source`` if they are not kept, or what is kept is broken.
+
+    Raises:
+        LazyfsError, RegistryError: they cannot be had, or are wrong.
+    """
+    blobs = [plan.descriptor, *([plan.index] if plan.index else [])]
+    kept = [
+        KeptSpans(
+            RegistrySource(await source.open_blob(blob), LayerCounters()),
+            blob.digest,
+            documents,
+        )
+        for blob in blobs
+    ]
+    index = kept[1] if len(kept) > 1 else None
+    try:
+        return await _fetch(plan, kept[0], index)
+    except (VerificationError, ImageFormatError):
+        dropped = [one.give_up_kept() for one in kept]
+        if not any(dropped):
+            raise
+        return await _fetch(plan, kept[0], index)
+
+
+async def _fetch(plan: LayerPlan, blob: KeptSpans, index: KeptSpans | None) -> LayerMetadata:
+    if plan.pointers is None:
+        raise AssertionError("a layer without a table")
+    metadata = await fetch_metadata(plan.pointers, blob, index)
+    if metadata.verity is not None:
+        metadata.verity.tree(0)  # raises if its top is not that of the root digest
+    return metadata
+
+
+class LayerCheck:
     """The check of what is kept of one layer."""
 
     def __init__(
@@ -116,8 +152,10 @@ class _LayerCheck:
         self._repair = repair
         self._workers = workers
         self._rotten: dict[ChunkKey, None] = {}
+        self.looked_at: set[str] = set()
+        """Paths of what was read of the store."""
 
-    async def run(self, source: KeptSource, documents: Documents, task: ProgressTask) -> None:
+    async def run(self, source: ImageSource, documents: Documents, task: ProgressTask) -> None:
         """Check all that can be proven."""
         if self._plan.pointers is None:
             await self._check_whole(await documents.read(note_name(self._plan.descriptor.digest)))
@@ -147,11 +185,11 @@ class _LayerCheck:
         self._report.notes.append(f"{kept} of {len(digests)} chunks are kept")
 
     async def _check_parts(
-        self, source: KeptSource, documents: Documents, task: ProgressTask
+        self, source: ImageSource, documents: Documents, task: ProgressTask
     ) -> None:
         """Of a layer that is read in parts each is proven by digest or tree."""
         try:
-            metadata = await self._metadata(source, documents)
+            metadata = await kept_metadata(self._plan, source, documents)
         except (LazyfsError, RegistryError) as error:
             self._report.findings.add(Kind.TABLE, error)
             return
@@ -161,34 +199,6 @@ class _LayerCheck:
             await self._check_frames(metadata, task)
         else:
             self._report.notes.append("not checked: nothing proves its chunks")
-
-    async def _metadata(self, source: KeptSource, documents: Documents) -> LayerMetadata:
-        """Table and tree; if what is kept of them is broken, from the registry."""
-        blobs = [self._plan.descriptor, *([self._plan.index] if self._plan.index else [])]
-        kept = [
-            KeptSpans(
-                RegistrySource(await source.open_blob(blob), LayerCounters()),
-                blob.digest,
-                documents,
-            )
-            for blob in blobs
-        ]
-        index = kept[1] if len(kept) > 1 else None
-        try:
-            return await self._fetch(kept[0], index)
-        except (VerificationError, ImageFormatError):
-            dropped = [one.give_up_kept() for one in kept]
-            if not any(dropped):
-                raise
-            return await self._fetch(kept[0], index)
-
-    async def _fetch(self, blob: KeptSpans, index: KeptSpans | None) -> LayerMetadata:
-        if self._plan.pointers is None:
-            raise AssertionError("a layer without a table")
-        metadata = await fetch_metadata(self._plan.pointers, blob, index)
-        if metadata.verity is not None:
-            metadata.verity.tree(0)  # raises if its top is not that of the root digest
-        return metadata
 
     def _chunks(self, metadata: LayerMetadata, form: str) -> Chunks:
         digest = str(self._plan.descriptor.digest)
@@ -279,6 +289,7 @@ class _LayerCheck:
     def read(self, key: ChunkKey, length: int, /, **where: int) -> bytes | None:
         """What is kept under ``key``; None if nothing is, or too little, which is a finding."""
         data = self._store.read(key, 0, length)
+        self.looked_at.add(key.relative_path)
         if data is None and self._store.contains(key):
             self.found(key, "shorter than it must be, or unreadable", **where)
         return data
@@ -297,7 +308,7 @@ class _KeptTree:
 
     def __init__(
         self,
-        check: _LayerCheck,
+        check: LayerCheck,
         metadata: LayerMetadata,
         verity: VerityMetadata,
         chunks: Chunks,
