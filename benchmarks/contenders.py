@@ -78,7 +78,7 @@ class Contender(ABC):
 
 
 class Lazyfs(Contender):
-    """Our mount, by FUSE."""
+    """Our mount, by FUSE or by the kernel's EROFS on layers that we serve."""
 
     programs = (
         (*LAZYFS, "mount", "--help"),
@@ -95,10 +95,11 @@ class Lazyfs(Contender):
         remote: bool,
         verify: str = "always",
         reads_only: bool = False,
+        driver: str = "fuse",
     ) -> None:
         super().__init__(name, folder)
         self._image = image
-        self._options = ("--verify", verify)
+        self._options = ("--verify", verify, "--driver", driver)
         self._reads_only = reads_only
         self._caches = {
             State.COLD: self.folder / "cold-cache",
@@ -281,6 +282,8 @@ def for_image(image: DebianImage, folder: Path) -> list[Contender]:
         Lazyfs("lazyfs", folder, ours, remote=True),
         Lazyfs("lazyfs-fetch", folder, ours, remote=True, verify="fetch", reads_only=True),
         Lazyfs("lazyfs-off", folder, ours, remote=True, verify="off", reads_only=True),
+        Lazyfs("kernel", folder, ours, remote=True, driver="kernel"),
+        Lazyfs("kernel-fetch", folder, ours, remote=True, verify="fetch", driver="kernel"),
         KernelErofs("kernel-erofs", folder, image.layers),
         PullUnpack("pull-unpack", folder, image.tar),
         PullErofs("pull-erofs", folder, ours),

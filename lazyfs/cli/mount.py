@@ -35,6 +35,8 @@ from lazyfs.mount.mountpoint import prepare, resolve
 from lazyfs.mount.options import (
     DEFAULT_CACHE_SIZE_BYTES,
     DEFAULT_TIMEOUT_S,
+    DRIVER_CHOICES,
+    FUSE,
     ON_TIMEOUT_CHOICES,
     PREFETCH_CHOICES,
     MountOptions,
@@ -54,6 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--foreground",
         action="store_true",
         help="serve the mount in this process; Ctrl-C or SIGTERM unmounts",
+    )
+    parser.add_argument(
+        "--driver",
+        choices=DRIVER_CHOICES,
+        default=FUSE,
+        help="what serves the files: fuse (default); kernel: the kernel's own EROFS on layers that "
+        "are fetched lazily (faster; for root, and trusted images); auto: kernel if possible",
     )
     add_platform(parser)
     group = parser.add_argument_group("fetching and keeping")
@@ -193,6 +202,7 @@ def run(args: argparse.Namespace) -> int:
     """Mount the image."""
     options = replace(
         fetching_options(args),
+        driver=args.driver,
         prefetch=args.prefetch,
         allow_other=args.allow_other,
         suid=args.suid,

@@ -70,6 +70,7 @@ def _facts(document: Document) -> list[tuple[str, str]]:
         ("image", str(document["image"])),
         ("state", _state(document)),
         ("daemon", f"process {document['pid']}, up {_duration(document.get('uptime_s'))}"),
+        ("driver", f"{document.get('driver') or '-'}: {document.get('driver_why') or '-'}"),
         ("survives", _survival(_object(document.get("survival")))),
     ]
     if store := _object(document.get("store")):

@@ -21,6 +21,7 @@ from lazyfs.fuse.protocol import (
     decode_init,
     encode_init_reply,
 )
+from lazyfs.newmount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, FileSystem
 
 DEVICE = "/dev/fuse"
 SUBTYPE = "lazyfs"
@@ -90,6 +91,39 @@ def mount(mountpoint: str, choice: MountChoice) -> Connection:
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             raise MountError(f"the kernel gave up the mount on {mountpoint}: {reason}") from error
+        raise
+
+
+def mount_apart(choice: MountChoice) -> tuple[Connection, int]:
+    """Mount on no directory, and agree with the kernel on the protocol; for root.
+
+    Returns:
+        The connection, and the descriptor of the mount. As long as any process has the latter,
+        or a file of the mount open, the mount lives; who serves it must close it.
+
+    Raises:
+        MountError: it could not be mounted.
+    """
+    descriptor = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    made = -1
+    try:
+        with FileSystem("fuse") as fuse:
+            fuse.set("source", choice.fsname)
+            fuse.set("subtype", SUBTYPE)
+            fuse.set("fd", str(descriptor))
+            fuse.set("rootmode", "40000")
+            fuse.set("user_id", "0")
+            fuse.set("group_id", "0")
+            fuse.set("default_permissions")
+            fuse.set("allow_other")
+            made = fuse.mount(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV)
+        return _agree(descriptor), made
+    except BaseException as error:
+        for opened in (descriptor, made):
+            if opened >= 0:
+                os.close(opened)
+        if isinstance(error, OSError):
+            raise MountError(f"cannot mount FUSE: {error.strerror or error}") from error
         raise
 
 

@@ -48,6 +48,7 @@ from lazyfs.mount.options import MountedImage, MountOptions
 from lazyfs.mount.report import ImageReport, LayerReport, LocalReport
 from lazyfs.plan import MAX_LAYERS, LayerPlan, plan_layers
 from lazyfs.resolve import ResolvedImage, resolve_image, resolve_pinned
+from lazyfs.store.layers import LayerFiles
 from registry.errors import RegistryError
 from registry.interfaces import ImageSource
 from registry.manifest import Descriptor
@@ -77,6 +78,7 @@ class OpenedImage:
     """An image ready to be served."""
 
     tree: ImageTree
+    layer_files: LayerFiles
     report: ImageReport | LocalReport
 
     @property
@@ -191,7 +193,7 @@ async def _open_layers(
     # A single layer is a file system of its own: as when the kernel mounts it, it shows its
     # whiteouts and overlay attributes, which would hide something only in a stack.
     tree = SingleTree(layers[0]) if len(layers) == 1 else MergedTree(layers)
-    return OpenedImage(tree, report)
+    return OpenedImage(tree, layer_files(layers), report)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +304,13 @@ class LayerOpener:
         return KeptSpans(blob, descriptor.digest, self._documents)
 
 
+def layer_files(layers: Sequence[ErofsLayer]) -> LayerFiles:
+    """The layers of an image as files that the kernel can mount."""
+    foreign = any(isinstance(layer, RedirectingLayer) for layer in layers)
+    obstacle = "a layer shows files of other images" if foreign else None
+    return LayerFiles([layer.devices for layer in layers], obstacle)
+
+
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
     """Say in errors of what they are."""
@@ -324,7 +333,7 @@ async def _open_local(name: str, paths: Sequence[str]) -> AsyncIterator[MountedI
             layer.attach(files[1:])
         except PlanError as error:
             raise MountError(f"{name}: {error}; name each device as ,device=FILE") from error
-        yield OpenedImage(SingleTree(layer), LocalReport(name, files))
+        yield OpenedImage(SingleTree(layer), layer_files([layer]), LocalReport(name, files))
     except OSError as error:
         raise MountError(f"{error.filename}: {error.strerror}") from error
     finally:

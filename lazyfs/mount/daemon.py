@@ -14,7 +14,8 @@ import os
 import resource
 import socket
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import trio
@@ -22,16 +23,19 @@ import trio
 from lazyfs.errors import MountError
 from lazyfs.fuse import kernelmount, session
 from lazyfs.fuse.adoption import obstacle, request_again
+from lazyfs.fuse.errno_table import first_cause
 from lazyfs.fuse.operations import ImageOperations
 from lazyfs.model import ROOT_NODE
 from lazyfs.mount import roles
 from lazyfs.mount.control import short_address
 from lazyfs.mount.keeper import Keeper
+from lazyfs.mount.kerneldriver import Driver, KernelDriverError, choose, stack
 from lazyfs.mount.life import SIGNALS, Custody, End, Life
-from lazyfs.mount.options import ImageOpener, MountedImage
+from lazyfs.mount.options import AUTO, FUSE, KERNEL, ImageOpener, MountedImage
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import RuntimeFolder
 from lazyfs.mount.tuning import raise_max_background, read_further_ahead
+from lazyfs.store.layers import LayerFiles
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -79,20 +83,44 @@ async def serve_mount(
 
 
 async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], None]) -> None:
+    unkept = await obstacle()
+    if life.taken_over:
+        driver = Driver(life.state.driver or FUSE, life.state.driver_why or "")
+    else:
+        _warn_of_notes(_layers(image))
+        driver = choose(life.options, image, unkept)
+    try:
+        await _serve_by(driver, life, image, unkept, on_ready)
+    except Exception as error:
+        failure = first_cause(error)
+        if not isinstance(failure, KernelDriverError) or life.options.driver != AUTO:
+            raise
+        log.warning("%s; serving it by FUSE", failure)
+        life.begin_anew()
+        await _serve_by(Driver(FUSE, str(failure)), life, image, unkept, on_ready)
+
+
+async def _serve_by(
+    driver: Driver,
+    life: Life,
+    image: MountedImage,
+    unkept: str | None,
+    on_ready: Callable[[], None],
+) -> None:
     request = life.request
-    layers = _layers(image)
+    life.driven_by(*driver)
+    files = image.layer_files if driver.name == KERNEL else None
     operations = ImageOperations(
-        image.tree,
+        image.tree if files is None else files.tree,
         request.options.timeout_s,
-        _size_bytes(layers),
+        _size_bytes(_layers(image)),
         TIMEOUT_ERRNOS[request.options.on_timeout],
     )
     await _check_root(request.image, operations, image)
-    if not life.taken_over:
-        _warn_of_notes(layers)
 
     async def announce() -> None:
         await operations.usable.wait()
+        await attached.finish()
         life.announce()
         on_ready()
 
@@ -109,7 +137,7 @@ async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], N
     scrapes = _open_metrics(life)
     with (
         _listening(request.folder) as listener,
-        await _attached(life, operations, image),
+        (attached := await _attach(life, operations, image, files, unkept)).served,
     ):
         life.serving.set()
         life.end = End.OVER
@@ -169,10 +197,27 @@ async def _serve_metrics(
     await Scraped(gather).serve(listener)
 
 
-async def _attached(
-    life: Life, operations: ImageOperations, image: MountedImage
-) -> contextlib.AbstractContextManager[None]:
-    """The mount between kernel and operations, by the best way there is.
+async def _complete() -> None:
+    """For a mount that has nothing left to be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Attachment:
+    """A connection between kernel and operations."""
+
+    served: contextlib.AbstractContextManager[None]
+    finish: Callable[[], Awaitable[None]] = _complete
+    """What is to be done once it is served; then the mount is in its place."""
+
+
+async def _attach(
+    life: Life,
+    operations: ImageOperations,
+    image: MountedImage,
+    files: LayerFiles | None,
+    unkept: str | None,
+) -> _Attachment:
+    """Connect kernel and operations, by the best way there is.
 
     Raises:
         MountError: there is none.
@@ -183,20 +228,28 @@ async def _attached(
             request_again(life.device)
         except OSError as error:
             raise MountError(f"the kernel does not hand the mount over: {error}") from error
-        return operations.adopted(life.device)
+        return _Attachment(operations.adopted(life.device))
     choice = kernelmount.MountChoice(
         request.image, options.allow_other or os.geteuid() == 0, options.suid, options.dev
     )
-    plain_because = await obstacle()
-    if plain_because is not None:
-        log.info("leaving the mount to libfuse: %s", plain_because)
-        return _mounted_by_libfuse(life, operations, choice, plain_because)
+    if unkept is not None:
+        log.info("leaving the mount to libfuse: %s", unkept)
+        return _Attachment(_mounted_by_libfuse(life, operations, choice, unkept))
+    if files is not None:
+        connection, folder_mount = kernelmount.mount_apart(choice)
+        life.device = connection.descriptor
+
+        async def finish() -> None:
+            await stack(request, choice, files, folder_mount)
+            life.made(image.pin, *_keep(life, connection))
+
+        return _Attachment(operations.adopted(connection.descriptor), finish)
     connection = kernelmount.mount(request.mountpoint, choice)
     life.device = connection.descriptor
     life.made(image.pin, *_keep(life, connection))
     if life.state.device is not None:
         read_further_ahead(life.state.device)
-    return operations.adopted(connection.descriptor)
+    return _Attachment(operations.adopted(connection.descriptor))
 
 
 def _keep(life: Life, connection: kernelmount.Connection) -> tuple[str | None, str | None]:

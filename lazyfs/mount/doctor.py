@@ -15,7 +15,7 @@ from lazyfs.errors import MountError
 from lazyfs.fuse.adoption import libfuse_version, obstacle
 from lazyfs.fuse.kernelmount import DEVICE
 from lazyfs.mount.census import census
-from lazyfs.mount.mountinfo import FILE_SYSTEM_TYPE, current_mounts
+from lazyfs.mount.mountinfo import current_mounts, is_lazyfs
 from lazyfs.mount.options import default_cache_dir
 from lazyfs.mount.runtime import KnownMount, base_folder, known_mounts
 
@@ -134,7 +134,7 @@ def _foreign_mounts() -> Iterator[Finding]:
     """Mounts of ours of which nothing is known."""
     mine = {mount.state.device for mount in known_mounts()}
     for entry in current_mounts():
-        if entry.file_system_type == FILE_SYSTEM_TYPE and entry.device not in mine:
+        if is_lazyfs(entry) and entry.device not in mine:
             yield Finding(
                 WARNING,
                 entry.mountpoint,

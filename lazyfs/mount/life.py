@@ -96,6 +96,16 @@ class Life:
         """Under which the keeper knows the mount."""
         return descriptor_name(self.request.folder)
 
+    def driven_by(self, name: str, why: str) -> None:
+        """Note what serves the files."""
+        self.state = replace(self.state, driver=name, driver_why=why)
+
+    def begin_anew(self) -> None:
+        """Forget a mount that did not come to be, to make another one."""
+        if self.device is not None:
+            os.close(self.device)
+        self.device, self.end, self.served = None, End.UNBORN, False
+
     def made(self, pin: str | None, kept_by: str | None, not_kept: str | None) -> None:
         """Note that there is a mount, and what is known about it."""
         top = top_mount(self.request.mountpoint, current_mounts())

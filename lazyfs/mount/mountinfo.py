@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 FILE_SYSTEM_TYPE = "fuse.lazyfs"
+KERNEL_TYPES = ("overlay", "erofs")
+"""What a mount of the kernel driver is, by its number of layers."""
+SOURCE_PREFIX = "lazyfs:"
 
 
 class MountEntry(NamedTuple):
@@ -44,6 +47,15 @@ def parse_mountinfo(text: bytes) -> list[MountEntry]:
 def current_mounts() -> list[MountEntry]:
     """The mounts of this process's mount namespace."""
     return parse_mountinfo(Path("/proc/self/mountinfo").read_bytes())
+
+
+def is_lazyfs(entry: MountEntry | None) -> bool:
+    """Whether a mount is of ours, by FUSE or by the kernel driver."""
+    if entry is None:
+        return False
+    return entry.file_system_type == FILE_SYSTEM_TYPE or (
+        entry.file_system_type in KERNEL_TYPES and entry.source.startswith(SOURCE_PREFIX)
+    )
 
 
 def top_mount(mountpoint: str, entries: list[MountEntry]) -> MountEntry | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lazyfs.errors import MountError
-from lazyfs.mount.mountinfo import FILE_SYSTEM_TYPE, current_mounts, top_mount
+from lazyfs.mount.mountinfo import current_mounts, is_lazyfs, top_mount
 
 MAX_LINKS = 40
 
@@ -59,7 +59,7 @@ def prepare(directory: str, needed: Iterable[Path], *, create: bool) -> Mountpoi
     """
     path = resolve(directory)
     top = top_mount(path, current_mounts())
-    if top is not None and top.file_system_type == FILE_SYSTEM_TYPE:
+    if top is not None and is_lazyfs(top):
         raise MountError(
             f"{directory} already has a lazyfs mount ({top.source}); "
             f'"lazyfs umount {directory}" takes it down'

@@ -18,6 +18,7 @@ import platformdirs
 from cache.freespace import DEFAULT_MIN_FREE, MinFree
 from lazyfs.interfaces import ImageTree
 from lazyfs.model import VerifyMode
+from lazyfs.store.layers import LayerFiles
 from registry.interfaces import Access
 
 if TYPE_CHECKING:  # commands import this module, and need not know counters
@@ -26,6 +27,8 @@ if TYPE_CHECKING:  # commands import this module, and need not know counters
 DEFAULT_CACHE_SIZE_BYTES = 10 << 30
 DEFAULT_TIMEOUT_S = 30.0
 PREFETCH_CHOICES = ("none", "all")
+FUSE, KERNEL, AUTO = "fuse", "kernel", "auto"
+DRIVER_CHOICES = (FUSE, KERNEL, AUTO)
 ON_TIMEOUT_CHOICES = ("eio", "etimedout")
 
 
@@ -66,6 +69,8 @@ class MountOptions:
     """What a reader gets after ``timeout_s``: ``eio`` or ``etimedout``."""
     metrics: str | None = None
     """Where to serve metrics (``lazyfs.mount.metricsaddress``); None: nowhere."""
+    driver: str = FUSE
+    """What serves the files: ``fuse``, ``kernel``, or ``auto``: the second where it can be had."""
     pin: str | None = None
     """No choice of the user: exactly what was mounted (``MountedImage.pin``), where a daemon takes
     a mount over; None: what the image's name means now."""
@@ -112,6 +117,11 @@ class MountedImage(Protocol):
     @property
     def tree(self) -> ImageTree:
         """What FUSE serves."""
+        ...
+
+    @property
+    def layer_files(self) -> LayerFiles | None:
+        """The layers as files for the kernel's EROFS; None: there is nothing of the kind."""
         ...
 
     @property

@@ -50,6 +50,9 @@ class MountState:
     """Who keeps the mount when its daemon dies."""
     not_kept: str | None = None
     """Why nobody does."""
+    driver: str | None = None
+    """What serves the files: ``fuse`` or ``kernel``; None before it was chosen."""
+    driver_why: str | None = None
     restarts: int = 0
     """How often another daemon took over."""
 

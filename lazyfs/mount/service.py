@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lazyfs.errors import MountError
 from lazyfs.mount.keeper import Keeper, kept_by_systemd, systemd
 from lazyfs.mount.logs import JsonFormatter
-from lazyfs.mount.mountinfo import FILE_SYSTEM_TYPE, current_mounts, top_mount
+from lazyfs.mount.mountinfo import current_mounts, is_lazyfs, top_mount
 from lazyfs.mount.runtime import RuntimeFolder, base_folder, known_mounts
 from lazyfs.mount.unmount import unmount
 
@@ -134,7 +134,7 @@ def _mount_of(name: str, device: int, mountpoint: str, image: str) -> TakenOver 
 def _clear(mountpoint: str) -> None:
     """Remove a mount whose daemon died without anybody keeping it."""
     top = top_mount(mountpoint, current_mounts())
-    if top is None or top.file_system_type != FILE_SYSTEM_TYPE:
+    if not is_lazyfs(top):
         return
     here = [mount for mount in known_mounts() if mount.state.mountpoint == mountpoint]
     if any(mount.alive for mount in here):

@@ -192,6 +192,7 @@ class StoreFolder:
     """A ``MountedImage``: what a store serves at the moment."""
 
     pin = "store"
+    layer_files = None
 
     def __init__(
         self,

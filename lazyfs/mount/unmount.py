@@ -13,7 +13,7 @@ from pathlib import Path
 from lazyfs.errors import MountError
 from lazyfs.mount import roles
 from lazyfs.mount.holders import holders
-from lazyfs.mount.mountinfo import FILE_SYSTEM_TYPE, current_mounts, top_mount
+from lazyfs.mount.mountinfo import current_mounts, is_lazyfs, top_mount
 from lazyfs.mount.mountpoint import resolve
 from lazyfs.mount.runtime import KnownMount, RuntimeFolder, known_mounts
 
@@ -42,10 +42,10 @@ def unmount(directory: str, *, lazy: bool) -> None:
     mountpoint = resolve(directory)
     here = [mount for mount in known_mounts() if mount.state.mountpoint == mountpoint]
     top = top_mount(mountpoint, current_mounts())
-    if top is None or top.file_system_type != FILE_SYSTEM_TYPE:
+    known = next((mount for mount in here if top and mount.state.device == top.device), None)
+    if known is None and not is_lazyfs(top):
         _forget_dead(directory, here)
         return
-    known = next((mount for mount in here if mount.state.device == top.device), None)
     with _watched(known) as processes:
         detach(mountpoint, lazy=lazy or (known is not None and not processes))
         if known is None or (lazy and processes):
@@ -58,7 +58,7 @@ def unmount(directory: str, *, lazy: bool) -> None:
 def remove_mount(mountpoint: str) -> None:
     """Remove a lazyfs mount that should not be there, used or not; no error if there is none."""
     top = top_mount(mountpoint, current_mounts())
-    if top is not None and top.file_system_type == FILE_SYSTEM_TYPE:
+    if is_lazyfs(top):
         with contextlib.suppress(MountError):
             detach(mountpoint, lazy=True)
 

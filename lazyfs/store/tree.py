@@ -9,6 +9,7 @@ import hashlib
 import stat
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from lazyfs.errors import (
     NotADirectoryNodeError,
@@ -17,8 +18,8 @@ from lazyfs.errors import (
     NotYetThereError,
     SourceUnavailableError,
 )
+from lazyfs.interfaces import VerifiedReader
 from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, NodeId
-from lazyfs.store.file import LayerFile
 
 FOLDER_MODE = stat.S_IFDIR | 0o555
 FILE_MODE = stat.S_IFREG | 0o444
@@ -27,6 +28,23 @@ FIRST_NODE = 1 << 32
 """Computed ids lie above all that FUSE and libfuse give a meaning of their own."""
 
 Path = tuple[bytes, ...]
+
+
+class File(Protocol):
+    """What a file has to offer."""
+
+    @property
+    def reader(self) -> VerifiedReader | None:
+        """Its bytes, if it is open."""
+        ...
+
+    async def opened(self) -> VerifiedReader:
+        """Its bytes; it is opened if need be.
+
+        Raises:
+            LazyfsError: it cannot be.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +63,10 @@ class FileTree:
     def __init__(self, look_again: Callable[[], Awaitable[None]] = _nothing_new) -> None:
         """Begin empty; ``look_again`` may add files when one is missed."""
         self._root = _Folder()
-        self._nodes: dict[NodeId, _Folder | LayerFile] = {ROOT_NODE: self._root}
+        self._nodes: dict[NodeId, _Folder | File] = {ROOT_NODE: self._root}
         self._look_again = look_again
 
-    def add(self, path: Path, file: LayerFile) -> bool:
+    def add(self, path: Path, file: File) -> bool:
         """Put a file at ``path``; False if there is one, which stays.
 
         Raises:
@@ -68,7 +86,7 @@ class FileTree:
         self._put(folder, path, file)
         return True
 
-    def _put(self, folder: _Folder, path: Path, node: _Folder | LayerFile) -> None:
+    def _put(self, folder: _Folder, path: Path, node: _Folder | File) -> None:
         number = node_of(path)
         if number in self._nodes:
             raise SourceUnavailableError(f"the number of {path} is taken")
@@ -133,7 +151,7 @@ class FileTree:
     def _kind(self, node: NodeId) -> int:
         return stat.S_IFDIR if isinstance(self._nodes[node], _Folder) else stat.S_IFREG
 
-    async def _node(self, node: NodeId) -> _Folder | LayerFile:
+    async def _node(self, node: NodeId) -> _Folder | File:
         """What a number means; the kernel may know it from a daemon before us."""
         if node not in self._nodes:
             await self._look_again()

@@ -20,7 +20,6 @@ from tests.support.mounting import is_mounted, needs_fuse
 from tests.support.registry_server import RegistryServer, running_registry
 from tests.support.survival import kill_daemon, next_daemon, pause, reading
 from tests.support.tiny_image import write_layout
-from tests.support.trees import Facts, assert_same, look
 
 pytestmark = [pytest.mark.mount, needs_fuse]
 
@@ -86,16 +85,6 @@ def test_a_file_is_the_layer_as_its_diff_id_says(image: ConvertedImage, tmp_path
             assert f"sha256:{found}" == diff_id
         files = [path for path in store.path.rglob("*") if path.is_file()]
         assert sorted(files) == sorted(places(store.path, image))
-
-
-def test_the_kernel_shows_the_same_tree_as_of_decoded_layers(
-    big_image: ConvertedImage, kernel_view: Mapping[bytes, Facts], tmp_path: Path
-):
-    with (
-        stored(tmp_path / "store", [big_image.name], "--cache-dir", tmp_path / "cache") as store,
-        stacked(places(store.path, big_image), tmp_path / "tree", file_backed) as tree,
-    ):
-        assert_same(look(tree), kernel_view)
 
 
 @WAYS

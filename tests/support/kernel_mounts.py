@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from lazyfs.mount.newmount import MOUNT_ATTR_RDONLY, FileSystem, attach
+from lazyfs.newmount import MOUNT_ATTR_RDONLY, FileSystem, attach
 from tests.support.overlay_oracle import mount_erofs, overlay, run
 
 Way = Callable[[Path, Path], AbstractContextManager[Path]]

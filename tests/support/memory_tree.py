@@ -268,6 +268,8 @@ class MemoryImage:
     tree: MemoryTree
     name: str
 
+    layer_files = None
+
     @property
     def pin(self) -> str:
         return f"pin of {self.name}"

@@ -1,0 +1,132 @@
+"""The driver ``kernel``: the kernel's own EROFS and overlayfs over layers that we serve as files.
+
+``docs/drivers.md`` compares it with ``fuse``, where we serve the files of the image ourselves.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import trio
+
+from lazyfs.errors import MountError
+from lazyfs.fuse.kernelmount import MountChoice
+from lazyfs.mount.options import FUSE, KERNEL, MountedImage, MountOptions
+from lazyfs.mount.request import MountRequest
+from lazyfs.mount.stacker import StackRequest
+from lazyfs.mount.tuning import READ_AHEAD_KB
+from lazyfs.newmount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
+from lazyfs.store.layers import LayerFiles
+
+STACKER_COMMAND = (
+    *(sys.executable, "-I", "-S"),  # it needs nothing but the standard library and itself
+    os.fspath(Path(__file__).with_name("stacker.py")),
+)
+
+FILE_BACKED_KERNEL = (6, 12)
+"""The first Linux whose EROFS needs no loop device."""
+
+log = logging.getLogger(__name__)
+
+
+class KernelDriverError(MountError):
+    """The kernel does not mount the image; FUSE may."""
+
+
+class Driver(NamedTuple):
+    """What serves the files of a mount."""
+
+    name: str
+    why: str
+
+
+def choose(options: MountOptions, image: MountedImage, unkept: str | None) -> Driver:
+    """The driver for an image.
+
+    Args:
+        options: what the user wants.
+        image: what is to be mounted.
+        unkept: why libfuse has to make the mount, if it has to.
+
+    Raises:
+        MountError: the wanted one cannot be had.
+    """
+    if options.driver == FUSE:
+        return Driver(FUSE, "asked for, or not asked otherwise")
+    obstacle = _obstacle(image, unkept)
+    if obstacle is None:
+        why = "asked for" if options.driver == KERNEL else "root, and the kernel can mount EROFS"
+        return Driver(KERNEL, why)
+    if options.driver == KERNEL:
+        raise MountError(f"the kernel driver cannot be used: {obstacle}")
+    return Driver(FUSE, f"the kernel driver cannot be used: {obstacle}")
+
+
+def _obstacle(image: MountedImage, unkept: str | None) -> str | None:
+    """Why the kernel driver cannot be used for an image; None if it may be tried."""
+    files = image.layer_files
+    if os.geteuid() != 0:
+        return "only root may mount EROFS"
+    if unkept is not None:
+        return unkept
+    if files is None:
+        return "it has no layers"
+    if files.obstacle is not None:
+        return files.obstacle
+    known = Path("/proc/filesystems").read_text().split()
+    for needed in ("erofs", "overlay"):
+        if needed not in known:
+            return f"this kernel has no {needed} (modprobe {needed})"
+    return None
+
+
+async def stack(
+    request: MountRequest, choice: MountChoice, files: LayerFiles, folder_mount: int
+) -> None:
+    """Have the kernel put the layers together on the mountpoint; the daemon serves meanwhile.
+
+    Args:
+        request: where.
+        choice: how.
+        files: what the daemon serves.
+        folder_mount: descriptor of that mount; it is closed.
+
+    Raises:
+        KernelDriverError: it does not; nothing is left of it.
+    """
+    wanted = StackRequest(
+        folder_mount=folder_mount,
+        workshop=os.fspath(request.folder.path),
+        layers=files.names,
+        source=choice.fsname,
+        mountpoint=request.mountpoint,
+        attributes=MOUNT_ATTR_RDONLY
+        | (0 if choice.suid else MOUNT_ATTR_NOSUID)
+        | (0 if choice.dev else MOUNT_ATTR_NODEV),
+        read_ahead_kb=READ_AHEAD_KB,
+    )
+    timeout_s = request.options.timeout_s
+    try:
+        with trio.fail_after(2 * timeout_s if timeout_s else float("inf")):
+            done = await trio.run_process(
+                [*STACKER_COMMAND, wanted.to_json()],
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+                cwd="/",
+                pass_fds=(folder_mount,),
+            )
+    except trio.TooSlowError:
+        raise KernelDriverError("the kernel did not mount the layers in time") from None
+    except (OSError, subprocess.SubprocessError) as error:
+        raise KernelDriverError(f"the layers could not be mounted: {error}") from error
+    finally:
+        os.close(folder_mount)
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        why = said[-1] if said else f"status {done.returncode}"
+        raise KernelDriverError(f"the kernel does not mount the layers: {why}")
+    log.info("the kernel has mounted %d layers", len(files.names))

@@ -1,0 +1,39 @@
+"""The layers of one image as files, for the kernel to make one tree of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lazyfs.interfaces import VerifiedReader
+from lazyfs.store.tree import FileTree
+
+
+@dataclass(frozen=True, slots=True)
+class _OpenFile:
+    """A file that was opened before it came here."""
+
+    reader: VerifiedReader
+
+    async def opened(self) -> VerifiedReader:
+        """The same."""
+        return self.reader
+
+
+class LayerFiles:
+    """A folder with a file for each layer and each of their devices."""
+
+    def __init__(self, layers: Sequence[Sequence[VerifiedReader]], obstacle: str | None) -> None:
+        """Make files.
+
+        Args:
+            layers: bottom layer first: the image, then its devices.
+            obstacle: why the kernel cannot make the image's tree of them, if it cannot.
+        """
+        self.tree = FileTree()
+        self.obstacle = obstacle
+        self.names: list[list[str]] = []
+        """Bottom layer first: the image, then its devices."""
+        for number, devices in enumerate(layers):
+            names = [f"{number}.erofs", *(f"{number}-{i}.device" for i in range(1, len(devices)))]
+            for name, reader in zip(names, devices, strict=True):
+                self.tree.add((name.encode(),), _OpenFile(reader))
+            self.names.append(names)
