@@ -87,7 +87,6 @@ async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], N
     if life.taken_over:
         driver = Driver(life.state.driver or FUSE, life.state.driver_why or "")
     else:
-        _warn_of_notes(_layers(image))
         driver = choose(life.options, image, unkept)
     try:
         await _serve_by(driver, life, image, unkept, on_ready)
@@ -117,6 +116,8 @@ async def _serve_by(
         TIMEOUT_ERRNOS[request.options.on_timeout],
     )
     await _check_root(request.image, operations, image)
+    if not life.taken_over:
+        _warn_of_notes(_layers(image))
 
     async def announce() -> None:
         await operations.usable.wait()
