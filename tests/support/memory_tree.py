@@ -348,9 +348,9 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MemoryIm
 
 def main() -> int:
     """Be ``lazyfs``, or its daemon."""
-    stand_in = types.ModuleType("lazyfs.mount.assemble")
-    stand_in.open_image = open_image  # type: ignore[attr-defined]
-    sys.modules["lazyfs.mount.assemble"] = stand_in
+    stand_in = types.ModuleType("lazyfs.mount.openers")
+    stand_in.open_named = open_image  # type: ignore[attr-defined]
+    sys.modules["lazyfs.mount.openers"] = stand_in
     if sys.argv[1:2] == ["--daemon"]:
         from lazyfs.mount import background
 
