@@ -24,9 +24,6 @@ system call, and nobody is served meanwhile."""
 SHOWN_FAILURES = 20
 NAMED_LAYERS = 10
 
-DRIVER = "fuse"
-"""What serves the tree: FUSE operations of this process."""
-
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
@@ -84,7 +81,6 @@ class ImageReport:
             "platform": self.resolved.platform,
             "resolution": self.source.note,
             "verify": self.options.verify.value,
-            "driver": DRIVER,
             **laziness([layer.opened for layer in self.layers]),
             "layers": layer_documents(self.layers, self.store),
             "totals": totals([layer.counters for layer in self.layers]),
@@ -128,7 +124,6 @@ class LocalReport:
             "digest": None,
             "platform": None,
             "verify": "off",
-            "driver": DRIVER,
             "lazy": True,
             "why": "a local file, read in place",
             "failures": [],

@@ -34,7 +34,6 @@ from lazyfs.mount.assemble import (
 from lazyfs.mount.figures import Figures
 from lazyfs.mount.options import MountedImage, MountOptions
 from lazyfs.mount.report import (
-    DRIVER,
     LayerReport,
     cache_document,
     cache_figures,
@@ -321,7 +320,6 @@ class StoreFolder:
             "digest": None,
             "platform": None,
             "verify": self._options.verify.value,
-            "driver": DRIVER,
             **laziness([report.opened for report in reports]),
             "layers": layer_documents(reports, self._engine.store),
             "totals": totals([report.counters for report in reports]),
