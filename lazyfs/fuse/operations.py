@@ -94,9 +94,7 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
             self.counters.end(request)
         if gone:
             raise pyfuse3.FUSEError(errno.EINTR)  # to nobody: the process is being killed
-        if isinstance(failure, SourceUnavailableError) and self._is_late(began_s):
-            failure = DeadlineExceededError(str(failure))
-        raise self.answer_to(operation, NodeId(node), failure) from failure
+        raise self.answer_to(operation, NodeId(node), self._or_late(failure, began_s)) from failure
 
     return handler
 
@@ -136,9 +134,12 @@ class ImageOperations(Adoptable):
         self._failures = FailureLog()
         self._lateness = Lateness()
 
-    def _is_late(self, began_s: float) -> bool:
-        """Whether a request that began then has had its time, whatever ended it."""
-        return 0 < self._timeout_s <= trio.current_time() - began_s
+    def _or_late(self, failure: Exception, began_s: float) -> Exception:
+        """The failure of a request; that its time is over, if it is, whatever ended it."""
+        late = 0 < self._timeout_s <= trio.current_time() - began_s
+        if late and isinstance(failure, SourceUnavailableError):
+            return DeadlineExceededError(str(failure))
+        return failure
 
     def init(self) -> None:
         """Called once, before the first request."""
@@ -210,11 +211,11 @@ class ImageOperations(Adoptable):
             data = await self._tree.read(node, off, size)
         except (LazyfsError, trio.Cancelled) as error:
             now_s = trio.current_time()
-            failure = (
-                DeadlineExceededError("no answer a moment ago")
-                if isinstance(error, trio.Cancelled)
-                else error
-            )
+            failure: Exception
+            if isinstance(error, trio.Cancelled):
+                failure = DeadlineExceededError("no answer a moment ago")
+            else:
+                failure = self._or_late(error, began_s)
             self._lateness.note(LateRead(node, where, failure), now_s - began_s, now_s)
             self.counters.read_s.observe(now_s - began_s)
             raise
