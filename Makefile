@@ -75,6 +75,10 @@ fuzz: venv test-packages ## break EROFS images in many ways (hours; FUZZ_EXAMPLE
 round-trips: venv test-packages ## convert, mount and compare large images of many kinds (half an hour)
 	LAZYFS_ROUND_TRIPS=full $(BIN)/pytest -s tests/mount/test_round_trips.py
 
+.PHONY: faults
+faults: venv test-packages ## break registry, network, cache disk and daemon; what readers get (FAULTS_ARGS)
+	@$(BIN)/python -m faults $(FAULTS_ARGS)
+
 .PHONY: check
 check: lint test ## what CI runs
 
