@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 import tempfile
+import time
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -33,8 +34,12 @@ from registry.errors import RegistryError
 FORMAT = 1
 """Of the entries; changes with anything that would make an old entry wrong."""
 
+UNFINISHED = ".new-"
 MAX_ENTRIES = 20_000
 """The oldest files beyond this many are removed."""
+
+STALE_S = 3600
+"""A file that is still being written after so long was left by a process that was killed."""
 
 MAX_ENTRY_BYTES = 16 << 20
 MAX_NAMES_BYTES = 256 << 20
@@ -117,7 +122,7 @@ class Ledger:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(
-                dir=self._folder, prefix=".new-", delete=False
+                dir=self._folder, prefix=UNFINISHED, delete=False
             ) as file:
                 try:
                     file.write(zlib.compress(raw, 1))
@@ -131,6 +136,9 @@ class Ledger:
             log.debug("conversion cache: %s", error)
 
     def _tidy(self) -> None:
+        for path in self._folder.glob(f"{UNFINISHED}*"):
+            if path.stat().st_mtime < time.time() - STALE_S:
+                path.unlink(missing_ok=True)
         paths = list(self._folder.iterdir())
         if len(paths) <= MAX_ENTRIES:
             return

@@ -200,3 +200,15 @@ async def test_the_oldest_entries_go(ledger, tmp_path, monkeypatch):
     assert len(list(folder.iterdir())) == 4
     assert outcomes((await convert(layers[-1:], store, ledger))[0]) == ["reused"]
     assert not list(folder.glob(".new-*"))
+
+
+async def test_what_a_killed_process_was_writing_goes(ledger, tmp_path):
+    folder = tmp_path / "cache/conversions"
+    folder.mkdir(parents=True)
+    old, new = folder / ".new-old", folder / ".new-new"
+    for path in (old, new):
+        path.write_bytes(b"half an entry")
+    os.utime(old, (100, 100))
+    await convert([DESCRIBED], MemoryStore(), ledger)
+    assert not old.exists()
+    assert new.exists()
