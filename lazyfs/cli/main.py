@@ -37,6 +37,7 @@ COMMANDS = (
     Command("umount", "lazyfs.cli.umount", "take a mount down"),
     Command("restart", "lazyfs.cli.restart", "let another daemon serve a mount that is in use"),
     Command("status", "lazyfs.cli.status", "show what is mounted and what it has fetched"),
+    Command("explain", "lazyfs.cli.explain", "tell where a file of a mount comes from, and how"),
     Command("doctor", "lazyfs.cli.doctor", "look for what is wrong on this machine"),
     Command("inspect", "lazyfs.cli.inspect", "show an image's layers, tables and tree"),
     Command("unpack", "lazyfs.cli.unpack", "unpack the layers of an image into files"),

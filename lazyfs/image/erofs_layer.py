@@ -225,6 +225,18 @@ class ErofsLayer:
             return request.compute(inputs)
         return await trio.to_thread.run_sync(request.compute, inputs, limiter=_limiter())
 
+    async def data_of(self, nid: Nid) -> tuple["ErofsLayer", Nid]:
+        """The image that holds the data of a file, and which inode they have there."""
+        return self, nid
+
+    def device(self, number: int) -> VerifiedReader:
+        """The image itself (0) or one of its devices.
+
+        Raises:
+            TruncatedRecordError: there is none of that number.
+        """
+        return self._device(number)
+
     def _device(self, number: int) -> VerifiedReader:
         if number >= len(self._devices):
             raise TruncatedRecordError(

@@ -48,18 +48,25 @@ class RedirectingLayer(ErofsLayer):
         Raises:
             ImageFormatError: it is nowhere.
         """
+        layer, data_nid = await self.data_of(nid)
+        if layer is self:
+            return await super().read(nid, offset, length)
+        size = (await self.inode(nid)).size_bytes
+        return await layer.read(data_nid, offset, max(0, min(length, size - offset)))
+
+    async def data_of(self, nid: Nid) -> tuple[ErofsLayer, Nid]:
+        """See ``ErofsLayer.data_of``.
+
+        Raises:
+            ImageFormatError: they are nowhere.
+        """
         if nid in self._known:
             self._known.move_to_end(nid)
         else:
             self._known[nid] = await self._find(nid)
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
-        found = self._known[nid]
-        if found is None:
-            return await super().read(nid, offset, length)
-        size = (await self.inode(nid)).size_bytes
-        layer, data_nid = found
-        return await layer.read(data_nid, offset, max(0, min(length, size - offset)))
+        return self._known[nid] or (self, nid)
 
     async def _find(self, nid: Nid) -> tuple[ErofsLayer, Nid] | None:
         """Where the data of a file lies; None: here."""

@@ -185,6 +185,14 @@ class WholeLayer(PagedReader):
         ]
         return b"".join(chunks)[start : start + length]
 
+    def keys_over(self, where: ByteRange) -> list[tuple[int, ChunkKey]]:
+        """Numbers and keys of the chunks under a range."""
+        last = min(-(-where.end // CHUNK_BYTES), len(self._digests))
+        return [
+            (index, chunk_key(self._digests[index]))
+            for index in range(where.offset // CHUNK_BYTES, last)
+        ]
+
     async def _chunk(self, index: int) -> bytes:
         data = await self._stored(index)
         if data is not None:

@@ -17,6 +17,7 @@ import trio
 from cache.documents import DocumentFolder
 from cache.errors import CacheError
 from cache.memo import Memo
+from cache.memory import MemoryStore
 from cache.steady import SteadyStore
 from lazyfs.documents import FOLDER_NAME, Documents, KeptSource, KeptSpans
 from lazyfs.errors import (
@@ -34,6 +35,7 @@ from lazyfs.image.redirects import RedirectingLayer
 from lazyfs.image.single import SingleTree
 from lazyfs.interfaces import ImageTree
 from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.failures import FailureMemory
 from lazyfs.layer.fetcher import Engine
 from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import LayerContext, open_layer
@@ -43,6 +45,7 @@ from lazyfs.layer.prefetch import prefetch
 from lazyfs.layer.source import RegistrySource
 from lazyfs.layer.together import all_of
 from lazyfs.localname import parse_local_image
+from lazyfs.mount.explain import Explainer
 from lazyfs.mount.figures import Figures
 from lazyfs.mount.options import MountedImage, MountOptions
 from lazyfs.mount.report import ImageReport, LayerReport, LocalReport
@@ -80,6 +83,7 @@ class OpenedImage:
     tree: ImageTree
     layer_files: LayerFiles
     report: ImageReport | LocalReport
+    explainer: Explainer
 
     @property
     def pin(self) -> str:
@@ -93,6 +97,10 @@ class OpenedImage:
     def figures(self) -> Figures:
         """What metrics are made of."""
         return self.report.figures()
+
+    async def explain(self, path: bytes) -> dict[str, object]:
+        """What ``lazyfs explain`` shows."""
+        return await self.explainer.explain(path)
 
 
 @asynccontextmanager
@@ -193,7 +201,8 @@ async def _open_layers(
     # A single layer is a file system of its own: as when the kernel mounts it, it shows its
     # whiteouts and overlay attributes, which would hide something only in a stack.
     tree = SingleTree(layers[0]) if len(layers) == 1 else MergedTree(layers)
-    return OpenedImage(tree, layer_files(layers), report)
+    explainer = Explainer(tree, layers, reports, engine.store, engine.failures)
+    return OpenedImage(tree, layer_files(layers), report, explainer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +305,7 @@ class LayerOpener:
             opened = await open_layer(plan, blob, index, counters, context)
         for source in kept:
             source.opened()
-        self._reports.append((position, LayerReport(plan.descriptor, opened, counters)))
+        self._reports.append((position, LayerReport(plan.descriptor, opened, counters, name)))
         return opened.reader
 
     async def _blob(self, descriptor: Descriptor, counters: LayerCounters) -> KeptSpans:
@@ -333,7 +342,9 @@ async def _open_local(name: str, paths: Sequence[str]) -> AsyncIterator[MountedI
             layer.attach(files[1:])
         except PlanError as error:
             raise MountError(f"{name}: {error}; name each device as ,device=FILE") from error
-        yield OpenedImage(SingleTree(layer), layer_files([layer]), LocalReport(name, files))
+        tree = SingleTree(layer)
+        explainer = Explainer(tree, [layer], (), MemoryStore(0), FailureMemory())
+        yield OpenedImage(tree, layer_files([layer]), LocalReport(name, files), explainer)
     except OSError as error:
         raise MountError(f"{error.filename}: {error.strerror}") from error
     finally:

@@ -8,7 +8,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lazyfs.errors import MountError
@@ -27,8 +27,15 @@ def short_address(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def ask(path: Path, within_s: float = ANSWER_WITHIN_S) -> dict[str, object]:
+def ask(
+    path: Path, within_s: float = ANSWER_WITHIN_S, question: Mapping[str, object] | None = None
+) -> dict[str, object]:
     """The document that the daemon behind the socket ``path`` gives.
+
+    Args:
+        path: of the socket.
+        within_s: how long to wait for all of it.
+        question: what is asked for; None: the status.
 
     Raises:
         MountError: no such daemon, no answer in time, or not an answer.
@@ -40,6 +47,9 @@ def ask(path: Path, within_s: float = ANSWER_WITHIN_S) -> dict[str, object]:
             connection.settimeout(within_s)
             with short_address(path) as address:
                 connection.connect(address)
+            if question is not None:
+                connection.sendall(json.dumps(question).encode() + b"\n")
+            connection.shutdown(socket.SHUT_WR)
             while piece := connection.recv(1 << 16):
                 answer += piece
                 if len(answer) > MAX_ANSWER_BYTES:

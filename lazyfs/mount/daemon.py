@@ -8,7 +8,6 @@ Otherwise, killed, it leaves both for ``lazyfs umount``. It never touches the mo
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import resource
@@ -27,6 +26,7 @@ from lazyfs.fuse.errno_table import first_cause
 from lazyfs.fuse.operations import ImageOperations
 from lazyfs.model import ROOT_NODE
 from lazyfs.mount import roles
+from lazyfs.mount.answering import answer_all
 from lazyfs.mount.control import short_address
 from lazyfs.mount.keeper import Keeper
 from lazyfs.mount.kerneldriver import Driver, KernelDriverError, choose, stack
@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 
 TIMEOUT_ERRNOS = {"eio": errno.EIO, "etimedout": errno.ETIMEDOUT}
 """By ``MountOptions.on_timeout``."""
-
-ANSWER_WITHIN_S = 5.0
-"""How long a process that asked for the status may take to read it."""
 
 WATCHDOG_SHARE = 0.25
 """Part of the keeper's patience after which it hears of us again."""
@@ -143,7 +140,7 @@ async def _serve_by(
         life.serving.set()
         life.end = End.OVER
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_answer_status, listener, document)
+            nursery.start_soon(answer_all, listener, document, image.explain)
             nursery.start_soon(announce)
             nursery.start_soon(_reassure, life.keeper)
             nursery.start_soon(operations.askers.watch)
@@ -333,23 +330,6 @@ def _listening(folder: RuntimeFolder) -> Iterator[trio.SocketListener]:
             bound.bind(address)
         bound.listen()
         yield trio.SocketListener(trio.socket.from_stdlib_socket(bound))
-
-
-async def _answer_status(
-    listener: trio.SocketListener, document: Callable[[], dict[str, object]]
-) -> None:
-    """Give everybody who connects the status of this moment."""
-
-    async def answer(stream: trio.SocketStream) -> None:
-        try:
-            text = json.dumps(document(), default=str)
-        except Exception as error:  # a bug in a figure must not end the mount
-            log.exception("the status could not be made")
-            text = json.dumps({"problem": f"the status could not be made: {error!r}"})
-        with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(ANSWER_WITHIN_S):
-            await stream.send_all(text.encode())
-
-    await trio.serve_listeners(answer, [listener])
 
 
 def raise_file_limit() -> None:

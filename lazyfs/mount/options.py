@@ -133,6 +133,10 @@ class MountedImage(Protocol):
         """What ``lazyfs status`` shows, ready for JSON; never blocks."""
         ...
 
+    async def explain(self, path: bytes) -> dict[str, object]:
+        """What ``lazyfs explain`` shows of a path from the root, ready for JSON; ends soon."""
+        ...
+
     def figures(self) -> "Figures":
         """What metrics are made of; quick."""
         ...

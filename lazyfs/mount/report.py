@@ -32,6 +32,8 @@ class LayerReport:
     descriptor: Descriptor
     opened: OpenLayer
     counters: LayerCounters
+    name: str
+    """As in log lines."""
 
     @property
     def chunks(self) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -158,3 +159,82 @@ def test_an_outage_is_one_line_and_one_cause(image, tmp_path: Path):
             assert status["failures"][0]["host"] == own.host
             causes = status["layers"][0]["errors_by_cause"]
             assert sum(causes.values()) == status["totals"]["errors"] > 0
+
+
+def explain(path: Path) -> dict:
+    document = json.loads(lazyfs("explain", "--json", path).stdout)
+    assert isinstance(document, dict)
+    return document
+
+
+def test_where_files_come_from_and_what_hides_them(image, tmp_path: Path):
+    converted, _ = image
+    with mounted(converted.name, tmp_path / "mnt", "--cache-dir", tmp_path / "cache") as mount:
+        fetched = mount.totals()["fetched_bytes"]
+        lower = explain(mount.path / "d/10")
+        assert (lower["result"], lower["layer"], lower["size_bytes"]) == ("found", 1, 50_000)
+        assert lower["problem"] is None
+        assert "dm-verity" in lower["verified_by"]
+        assert sum(extent["length"] for extent in lower["extents"]) == 50_000
+        assert lower["complete"]
+        read_before = mount.status()["fuse"]["read_bytes"]
+        assert (mount.path / "d/10").read_bytes() == FILES["d/10"]
+        assert mount.status()["fuse"]["read_bytes"] > read_before, "explain has read the file"
+        after = explain(mount.path / "d/10")
+        assert after["counts"]["cached"] == after["counts"]["chunks"] >= 1
+        assert lower["counts"]["chunks"] == after["counts"]["chunks"]
+        assert mount.totals()["fetched_bytes"] > fetched
+        assert after["node"] == os.stat(mount.path / "d/10").st_ino
+
+        upper = explain(mount.path / "d/4")
+        assert upper["layer"] == 2
+        assert [(seen["layer"], seen["hidden_by"]) for seen in upper["layers"]] == [
+            (2, None),
+            (1, "layer 2: file /d/4"),
+        ]
+        gone = explain(mount.path / "d/3")
+        assert gone["result"] == "hidden"
+        assert [(seen["layer"], seen["what"]) for seen in gone["layers"]] == [
+            (2, "whiteout"),
+            (1, "file"),
+        ]
+        assert gone["layers"][1]["hidden_by"] == "layer 2: whiteout /d/3"
+        absent = explain(mount.path / "d/nowhere/x")
+        assert (absent["result"], absent["layers"]) == ("absent", [])
+        folder = explain(mount.path / "d")
+        assert folder["mode"].startswith("d")
+        assert [(seen["layer"], seen["hidden_by"]) for seen in folder["layers"]] == [
+            (2, None),
+            (1, None),
+        ]
+        root = explain(mount.path)
+        assert (root["path"], root["result"]) == ("/", "found")
+        text = lazyfs("explain", mount.path / "d/3").stdout
+        assert "not there: hidden or removed by a layer" in text
+        outside = lazyfs("explain", tmp_path, check=False)
+        assert outside.returncode == 1
+        assert "is not in a lazyfs mount" in outside.stderr
+
+
+def test_a_failed_chunk_is_explained_without_a_registry(image, tmp_path: Path):
+    converted, registry = image
+    options = ("--cache-dir", tmp_path / "cache", "--timeout", "1s")
+    with (
+        running_registry(registry.storage.parent) as own,
+        mounted(converted.name_at(own.host), tmp_path / "mnt", *options) as mount,
+    ):
+        os.listdir(mount.path / "d")
+        own.stop()
+        path = mount.path / "d/20"
+        with pytest.raises(OSError, match="Input/output error"):
+            path.read_bytes()
+        document = explain(path)
+        assert document["result"] == "found"
+        errors = [chunk["last_error"] for chunk in document["chunks"] if chunk["last_error"]]
+        assert errors
+        for error in errors:
+            assert error["host"] == own.host
+            assert error["cause"] in ("unreachable", "timeout")
+            assert error["times"] >= 1
+        assert document["counts"]["cached"] < document["counts"]["chunks"]
+        assert f"failed (host {own.host}" in lazyfs("explain", path).stdout

@@ -274,6 +274,9 @@ class MemoryImage:
     def pin(self) -> str:
         return f"pin of {self.name}"
 
+    async def explain(self, path: bytes) -> dict[str, object]:
+        return {"path": os.fsdecode(path)}
+
     def figures(self) -> Figures:
         return Figures(self.name, None)
 

@@ -1,0 +1,63 @@
+"""The daemon's side of its control socket: one question, one JSON document, for each connection.
+
+A question is a JSON object on one line, or nothing at all, which asks for the status.
+"""
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Awaitable, Callable
+
+import trio
+
+QUESTION_WITHIN_S = 0.5
+"""Who says nothing for so long wants the status."""
+
+MAX_QUESTION_BYTES = 64 << 10
+
+ANSWER_WITHIN_S = 5.0
+"""How long a process that asked may take to read the answer."""
+
+log = logging.getLogger(__name__)
+
+Document = dict[str, object]
+
+
+async def answer_all(
+    listener: trio.SocketListener,
+    status: Callable[[], Document],
+    explain: Callable[[bytes], Awaitable[Document]],
+) -> None:
+    """Answer everybody who connects, until cancelled."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        try:
+            path = await _asked_path(stream)
+            document = status() if path is None else await explain(path)
+            text = json.dumps(document, default=str)
+        except trio.BrokenResourceError:
+            return
+        except Exception as error:  # a bug in a figure must not end the mount
+            log.exception("the status could not be made")
+            text = json.dumps({"problem": f"the status could not be made: {error!r}"})
+        with contextlib.suppress(trio.BrokenResourceError), trio.move_on_after(ANSWER_WITHIN_S):
+            await stream.send_all(text.encode())
+
+    await trio.serve_listeners(answer, [listener])
+
+
+async def _asked_path(stream: trio.SocketStream) -> bytes | None:
+    """The path that is to be explained; None: the status is wanted."""
+    question = bytearray()
+    with trio.move_on_after(QUESTION_WITHIN_S):
+        while b"\n" not in question and len(question) < MAX_QUESTION_BYTES:
+            data = await stream.receive_some()
+            if not data:
+                break
+            question += data
+    try:
+        path = json.loads(question or b"{}").get("explain")
+    except (ValueError, AttributeError):
+        return None
+    return os.fsencode(path) if isinstance(path, str) else None
