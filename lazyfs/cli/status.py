@@ -75,6 +75,10 @@ def _facts(document: Document) -> list[tuple[str, str]]:
     ]
     if store := _object(document.get("store")):
         facts.append(("store", _store(store)))
+    if isinstance(document.get("lazy"), bool):
+        facts.append(("lazy", f"{_yes_or_no(document['lazy'])}: {document.get('why')}"))
+    if metrics := _object(document.get("metrics")):
+        facts.append(("metrics", str(metrics.get("problem") or metrics.get("address"))))
     if document.get("resolution"):
         facts.append(("note", str(document["resolution"])))
     if document.get("digest"):
