@@ -137,7 +137,7 @@ def small_disk(stage: Stage) -> str:
         stage.mounted(server.host, "--cache-dir", disk / "cache") as mount,
     ):
         seen = f"{mount.outcome()} then {mount.outcome()}"
-        told = "cannot be written" in mount.log()
+        told = mount.tells("cannot be written")
     return f"{seen}, {'told' if told else 'not told'}"
 
 

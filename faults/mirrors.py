@@ -27,12 +27,13 @@ def behind(breaks: Break, stage: Stage, name: str = "") -> str:
         # One after the other: many requests for the mirror to be asked first for.
         seen = {mount.outcome(name) for name in stage.image.files}
         state = mount.host("mirror")
-        named = f"{mirror.host}: gave a wrong answer" in mount.log()
+        distrusted = state["state"] == "distrusted"
+        named = distrusted and mount.tells(f"{mirror.host}: gave a wrong answer")
         own = mount.host()
     if own["state"] != "ok" or own["wrong_answers"]:
         return f"the registry is blamed: {own}"
     words = [" and ".join(sorted(seen))]
-    if state["state"] == "distrusted":
+    if distrusted:
         words.append("mirror distrusted")
         words.append("named in log and status" if named and state["last_problem"] else "not named")
     else:

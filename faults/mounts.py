@@ -25,6 +25,7 @@ READ_WITHIN_S = 25.0
 ``SHORT_S`` as the time limit of the mount."""
 SHORT_S = 3
 RECOVERS_WITHIN_S = 25.0
+LOGGED_WITHIN_S = 10.0
 PAUSE_S = 0.2
 MOUNTED_WITHIN_S = 60.0
 ENDS_WITHIN_S = 30.0
@@ -134,6 +135,15 @@ class Mount:
         totals = self.status()["totals"]
         assert isinstance(totals, dict)
         return totals
+
+    def tells(self, words: str) -> bool:
+        """Whether it logs that; a line may be on its way."""
+        ends = time.monotonic() + LOGGED_WITHIN_S
+        while words not in self.log():
+            if time.monotonic() > ends:
+                return False
+            time.sleep(PAUSE_S)
+        return True
 
     def log(self) -> str:
         """What it has said so far."""

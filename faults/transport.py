@@ -108,6 +108,15 @@ def no_tls(stage: Stage) -> str:
     return f"{seen}, and it was asked in plain" if server.requests else seen
 
 
+def no_client_certificate(stage: Stage) -> str:
+    """The registry wants a certificate of its clients, and none is configured."""
+    issued = stage.shared.authority.issue(stage.folder.name)
+    server = stage.registry(tls=issued.server_context(clients=stage.shared.authority.certificate))
+    text = tls_text(stage, server.host)
+    seen = stage.refusal(server.host, *stage.hosts(server.host, text), *SHORT)
+    return f"{seen}, and it was asked" if server.requests else seen
+
+
 def old_tls(stage: Stage) -> str:
     """The registry speaks TLS 1.1 only."""
     issued = stage.shared.authority.issue(stage.folder.name)
@@ -274,7 +283,13 @@ FAULTS = (
         unknown_authority,
     ),
     Fault("tls-none", "plain HTTP where TLS is configured", REFUSED + "TLS", no_tls),
-    Fault("tls-old", "TLS 1.1 only", REFUSED, old_tls),
+    Fault(
+        "tls-client",
+        "a client certificate is wanted",
+        REFUSED + "connection failed",
+        no_client_certificate,
+    ),
+    Fault("tls-old", "TLS 1.1 only", REFUSED + "cannot connect", old_tls),
     Fault(
         "tls-downgrade",
         "redirects from HTTPS to HTTP",

@@ -11,7 +11,8 @@ import pytest
 
 from faults.model import REFUSED, Fault, Result
 from faults.mounts import ROOT
-from faults.run import FAULTS, running
+from faults.report import as_markdown
+from faults.run import FAULTS, TABLES, running
 from tests.support.mounting import COMMAND_WITHIN_S, needs_fuse
 
 pytestmark = [pytest.mark.mount, needs_fuse]
@@ -92,3 +93,8 @@ def test_what_agrees():
     right = Fault("a", "b", "right", lambda stage: "")
     assert right.agrees("right")
     assert not right.agrees("right and EIO")
+
+
+def test_the_page_has_all_faults():
+    """Made by ``python -m faults --list --markdown``."""
+    assert (ROOT / "docs/faults.md").read_text().endswith(as_markdown(TABLES))
