@@ -18,33 +18,24 @@ class Counters:
         self.read_bytes = 0
         self.read_s = Histogram(READ_BOUNDS_S)
         """How long reads took, failed ones too."""
-        self._began: dict[int, float] = {}
-        """The requests in hand: when they came, the oldest first."""
-        self._last = 0
-
-    def begin(self, operation: str, now_s: float) -> int:
-        """Count a request in; what to call it when it ends."""
-        self.operations[operation] += 1
-        self._last += 1
-        self._began[self._last] = now_s
-        return self._last
-
-    def end(self, request: int) -> None:
-        """Count a request out."""
-        del self._began[request]
+        self.began: dict[int, float] = {}
+        """The requests in hand, by their numbers: when they came, the oldest first."""
+        self.last = 0
+        """Number of the latest request. Who handles one counts it in and out himself: a call
+        would cost more than the counting."""
 
     @property
     def in_flight(self) -> int:
         """Requests in hand."""
-        return len(self._began)
+        return len(self.began)
 
     def late(self, now_s: float) -> int:
         """Of these, how many have waited for ``LATE_S``; there are as many as the kernel lets."""
-        return sum(now_s - began_s >= LATE_S for began_s in self._began.values())
+        return sum(now_s - began_s >= LATE_S for began_s in self.began.values())
 
     def oldest_s(self, now_s: float) -> float:
         """How long the oldest of them has waited; 0 without one."""
-        return now_s - next(iter(self._began.values()), now_s)
+        return now_s - next(iter(self.began.values()), now_s)
 
     def as_document(self, now_s: float) -> dict[str, object]:
         """Ready for JSON."""

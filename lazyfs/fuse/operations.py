@@ -76,7 +76,10 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
     ) -> _Answer:
         began_s = trio.current_time()
         gone = False
-        request = self.counters.begin(operation, began_s)
+        counters = self.counters
+        counters.operations[operation] += 1
+        counters.last = request = counters.last + 1
+        counters.began[request] = began_s
         try:
             with trio.move_on_after(self.deadline_s) as scope:
                 if args and isinstance(asker := args[-1], pyfuse3.RequestContext):
@@ -91,7 +94,7 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
         except Exception as error:  # noqa: BLE001 - one that got out would end the mount
             failure = first_cause(error)
         finally:
-            self.counters.end(request)
+            del counters.began[request]
         if gone:
             raise pyfuse3.FUSEError(errno.EINTR)  # to nobody: the process is being killed
         raise self.answer_to(operation, NodeId(node), self._or_late(failure, began_s)) from failure

@@ -183,7 +183,7 @@ async def _serve_metrics(
     listener: trio.SocketListener, life: Life, image: MountedImage, operations: ImageOperations
 ) -> None:
     from lazyfs.mount.metrics import families, process_metrics
-    from lazyfs.mount.scraping import Scraped
+    from lazyfs.mount.scraping import Scraped, leave
 
     def gather() -> "list[Metric]":
         mountpoint, restarts = life.request.mountpoint, life.state.restarts
@@ -192,7 +192,11 @@ async def _serve_metrics(
         found = families(figures, counters, now_s, mountpoint=mountpoint, restarts=restarts)
         return [*found, *process_metrics()]
 
-    await Scraped(gather).serve(listener)
+    try:
+        await Scraped(gather).serve(listener)
+    finally:
+        if life.options.metrics is not None:
+            leave(life.options.metrics)
 
 
 async def _complete() -> None:

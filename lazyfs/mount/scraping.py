@@ -70,6 +70,14 @@ def listen(text: str) -> trio.SocketListener:
     return trio.SocketListener(trio.socket.from_stdlib_socket(bound))
 
 
+def leave(text: str) -> None:
+    """Remove the file of a socket that is not served any more; no matter if it is gone."""
+    address = parse_address(text)
+    if isinstance(address, Path):
+        with contextlib.suppress(OSError):
+            address.unlink()
+
+
 def _tcp(address: TcpAddress) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     return socket.create_server((address.host, address.port), family=family)
