@@ -33,7 +33,7 @@ class Endpoint:
         self.reference = reference
         self.wire = wire
         self.capabilities = config.capabilities
-        self.health = HostHealth()
+        self.health = HostHealth(worked=wire.access.worked_before)
         self.budget = RetryBudget(trio.current_time())
         self._config = config
         self.is_mirror = config.host not in (reference.endpoint, reference.registry)

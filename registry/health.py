@@ -62,8 +62,8 @@ class HostStatus:
 class HostHealth:
     """How one host does."""
 
-    def __init__(self) -> None:
-        self.worked = False
+    def __init__(self, *, worked: bool = False) -> None:
+        self.worked = worked
         """Whether it ever gave what was asked for."""
         self.requests = self.failures = self.retries = self.hedges = self.wrong_answers = 0
         self.last_problem: str | None = None

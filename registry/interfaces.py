@@ -35,6 +35,9 @@ class Access:
     """Used for the registry instead of what the credential files say; mirrors never get them."""
     hosts_dirs: tuple[Path, ...] | None = None
     """Folders as containerd's ``certs.d``; None: the usual ones of this machine."""
+    worked_before: bool = False
+    """Whether the names of the hosts are known to be right: one that does not answer is then tried
+    until the time is over, from the beginning."""
 
 
 class BlobReader(Protocol):

@@ -73,6 +73,7 @@ async def serve_mount(
     with trio.open_signal_receiver(*SIGNALS) as signals, life:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(life.end_on_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(_reassure, life.keeper)
             async with open_image(request.image, life.options) as image:
                 await _serve_image(life, image, on_ready)
             nursery.cancel_scope.cancel()
@@ -142,7 +143,6 @@ async def _serve_by(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(answer_all, listener, document, image.explain)
             nursery.start_soon(announce)
-            nursery.start_soon(_reassure, life.keeper)
             nursery.start_soon(operations.askers.watch)
             if scrapes.listener is not None:
                 nursery.start_soon(_serve_metrics, scrapes.listener, life, image, operations)

@@ -78,7 +78,12 @@ class MountOptions:
     def access(self) -> Access:
         """How to reach the registry."""
         folders = None if self.hosts_dir is None else (self.hosts_dir,)
-        return Access(plain_http=self.plain_http, timeout_s=self.timeout_s, hosts_dirs=folders)
+        return Access(
+            plain_http=self.plain_http,
+            timeout_s=self.timeout_s,
+            hosts_dirs=folders,
+            worked_before=self.pin is not None,  # whoever takes a mount over
+        )
 
     def to_json(self) -> str:
         """One line that ``from_json`` reads."""

@@ -12,7 +12,7 @@ HANDED_OVER = 75
 """Exit status of a daemon that wants another one to go on (EX_TEMPFAIL in sysexits.h)."""
 
 WATCHDOG_S = 60.0
-"""A daemon that serves and says nothing for so long hangs, and is killed."""
+"""A daemon that says nothing for so long, starting or serving, hangs, and is killed."""
 
 REPORT_NAME = "supervisor.json"
 """In the runtime folder: how the supervisor's daemons do (``runtime.SupervisorReport``)."""

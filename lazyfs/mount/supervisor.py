@@ -133,7 +133,7 @@ class Supervisor:
         if self._child is None:
             self._start()
         else:
-            if self._phase == SERVING and not (self._ending or self._handing_over):
+            if not (self._ending or self._handing_over):
                 self._say(f"the daemon was silent for {WATCHDOG_S:g} s: killing it")
             self._kill(signal.SIGKILL)
         return None
@@ -150,6 +150,7 @@ class Supervisor:
             words += ["--report-fd", str(self._report)]
             inherited.append(self._report)
         self._phase, self._handing_over = STARTING, False
+        self._deadline_s = time.monotonic() + WATCHDOG_S
         self._ear.close()
         self._ear = ours
         self._child = os.fork()
@@ -221,7 +222,7 @@ class Supervisor:
             self._was_ready = True
             self._status = ""
             self._write_report()
-        if self._phase == SERVING and not (self._ending or self._handing_over):
+        if not (self._ending or self._handing_over):
             self._deadline_s = time.monotonic() + WATCHDOG_S
 
     def _bury(self) -> int | None:

@@ -12,6 +12,7 @@ import pytest
 
 from lazyfs.mount import roles
 from lazyfs.mount.unmount import detach
+from tests.support.memory_tree import WATCHDOG_VARIABLE
 from tests.support.mounting import (
     MAX_ASKING,
     Mount,
@@ -236,3 +237,30 @@ def test_a_mount_in_the_foreground_ends_with_its_process(tmp_path):
         daemon.communicate()
     lazyfs("umount", os.fspath(directory))
     assert not is_mounted(directory)
+
+
+def test_a_hanging_daemon_is_replaced_by_the_watchdog(tmp_path, monkeypatch):
+    monkeypatch.setenv(WATCHDOG_VARIABLE, "8")
+    with mounted("basic", tmp_path) as mount:
+        os.kill(mount.pid, signal.SIGSTOP)
+        assert wait_for_end(mount.pid)
+        assert (mount.path / "hello").read_bytes() == b"hello world\n"
+        assert "was silent for 8 s: killing it" in mount.log()
+        assert mount.status()["survival"]["restarts"] >= 1
+
+
+def test_a_daemon_that_hangs_while_it_starts_is_replaced_too(tmp_path, monkeypatch):
+    monkeypatch.setenv(WATCHDOG_VARIABLE, "8")
+    with mounted("gated", tmp_path) as mount:
+        (mount.switches / "waiting").unlink()
+        mount.switch("closed", on=True)
+        kill_daemon(mount.folder)
+        for _ in range(MAX_ASKING):
+            if (mount.switches / "waiting").exists():
+                break
+            mount.status()
+        opening = int((mount.switches / "waiting").read_text())
+        os.kill(opening, signal.SIGSTOP)
+        assert wait_for_end(opening)
+        mount.switch("closed", on=False)
+        assert (mount.path / "hello").read_bytes() == b"hello world\n"

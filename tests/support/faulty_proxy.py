@@ -114,6 +114,7 @@ class _Connection:
         self._proxy = proxy
         self._client = client
         self._upstream = upstream
+        self._sending = trio.Lock()
         self._fault: str | None = None
         """For the body of the answer that comes now."""
 
@@ -125,7 +126,7 @@ class _Connection:
             fault = self._proxy.draw()
             if fault in REFUSALS:
                 head = b"HTTP/1.1 " + REFUSALS[fault] + b"\r\nContent-Length: 0\r\n\r\n"
-                await self._client.send_all(head)
+                await self._send(head)
                 continue
             if fault in ("reset", "outage"):
                 self._reset()
@@ -145,14 +146,19 @@ class _Connection:
                     changed = bytes([piece[half] ^ 0x40])
                     piece = piece[:half] + changed + piece[half + 1 :]
                 else:
-                    await self._client.send_all(piece[:half])
+                    await self._send(piece[:half])
                     piece = piece[half:]
                 if fault == "cut":
                     self._reset()
                     return
                 if fault == "stall":
                     await trio.sleep(self._proxy.chance.uniform(*STALL_S))
-            await self._client.send_all(piece)
+            await self._send(piece)
+
+    async def _send(self, data: bytes) -> None:
+        # The client may have all of an answer, and ask on, before we know that it was sent.
+        async with self._sending:
+            await self._client.send_all(data)
 
     def _reset(self) -> None:
         self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NOT)

@@ -349,8 +349,27 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MemoryIm
         await trio.sleep(lingers_s)
 
 
+WATCHDOG_VARIABLE = "LAZYFS_TEST_WATCHDOG_S"
+
+
+def be_impatient() -> bool:
+    """Have supervisor and daemon wait for a shorter time for each other, if a test wants that."""
+    if WATCHDOG_VARIABLE not in os.environ:
+        return False
+    from lazyfs.mount import supervision
+
+    supervision.WATCHDOG_S = float(os.environ[WATCHDOG_VARIABLE])
+    return True
+
+
 def main() -> int:
-    """Be ``lazyfs``, or its daemon."""
+    """Be ``lazyfs``, or its daemon, or its supervisor."""
+    impatient = be_impatient()
+    if sys.argv[1:2] == ["--supervisor"]:
+        from lazyfs.mount import supervisor
+
+        del sys.argv[1]
+        return supervisor.main()
     stand_in = types.ModuleType("lazyfs.mount.openers")
     stand_in.open_named = open_image  # type: ignore[attr-defined]
     sys.modules["lazyfs.mount.openers"] = stand_in
@@ -362,6 +381,8 @@ def main() -> int:
     from lazyfs.mount import start
 
     start.DAEMON_COMMAND = (sys.executable, __file__, "--daemon")
+    if impatient:
+        start.SUPERVISOR_COMMAND = (sys.executable, __file__, "--supervisor")
     return lazyfs_main()
 
 

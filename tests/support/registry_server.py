@@ -82,11 +82,12 @@ def running_registry(
     basic: bool = False,
     token: TokenAuthority | None = None,
     tls: Certificate | None = None,
+    port: int = 0,
 ) -> Iterator[RegistryServer]:
     """Start a registry that stores below ``folder``; end it with the block.
 
     With ``basic`` it wants ``USERNAME`` and ``PASSWORD``; with ``token`` that service's tokens;
-    with ``tls`` it speaks HTTPS only.
+    with ``tls`` it speaks HTTPS only; ``port`` is any free one, unless it is named.
     """
     program = shutil.which("docker-registry")
     assert program, "docker-registry is not installed (Debian package docker-registry)"
@@ -100,11 +101,11 @@ def running_registry(
             "delete": {"enabled": True},
             "maintenance": {"uploadpurging": {"enabled": False}},
         },
-        "http": {"addr": "127.0.0.1:0"},
+        "http": {"addr": f"127.0.0.1:{port}"},
     }
     if tls:
         configuration["http"] = {
-            "addr": "127.0.0.1:0",
+            "addr": f"127.0.0.1:{port}",
             "tls": {"certificate": str(tls.certificate), "key": str(tls.key)},
         }
     if basic:

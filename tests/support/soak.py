@@ -42,7 +42,7 @@ TIMEOUT_S = 10
 SLACK_S = 2
 """What the handlers add to the timeout (``lazyfs.fuse.operations.DEADLINE_SLACK_S``)."""
 ASKED_TWICE = 2
-"""One ``pread`` may need several requests of the kernel, and a failed one is asked once more."""
+"""One call may need two requests of the kernel (``soak_reader.CALL_BYTES``)."""
 NOISE_S = 10.0
 """For a machine that is busy with other things."""
 KILL_EVERY_S = (1.0, 12.0)
@@ -101,7 +101,7 @@ class Report:
         if self.seen.stuck:
             found.append(f"{self.seen.stuck} readers were stuck for {STUCK_S:g} s after the end")
         found += [
-            f"a read took {ended_s - began_s:.1f} s ({outcome})"
+            f"a call took {ended_s - began_s:.1f} s ({outcome})"
             for began_s, ended_s, outcome in self.seen.slow
             if ended_s - began_s > self.allowed_s(began_s, ended_s)
         ]
@@ -147,7 +147,7 @@ class Report:
             "reads": f"{seen.reads} right, {len(seen.wrong)} wrong, {mib(seen.read_bytes)}",
             "errors": f"{sum(seen.errors.values())} {dict(seen.errors)}; "
             f"{seen.recovered} files were read again after one",
-            "longest read": f"{seen.longest_s:.1f} s; {overdue} longer than "
+            "longest call": f"{seen.longest_s:.1f} s; {overdue} longer than "
             f"{TIMEOUT_S + SLACK_S} s; {seen.stuck} readers stuck",
             "registry": f"{self.requests} requests, {sum(self.faults.values())} disturbed: "
             + ", ".join(f"{name} {count}" for name, count in sorted(self.faults.items())),

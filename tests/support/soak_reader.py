@@ -15,10 +15,16 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 LENGTHS = (1, 4096, 4096, 65536, 65536, 262144, 1 << 20)
+CALL_BYTES = 128 << 10
+"""What one system call asks for, as with ``cat``: the kernel makes one request of it, or two."""
 SLOW_S = 3.0
 AFTER_ERROR_S = 0.05
 LOOK_EVERY_S = 0.1
@@ -37,7 +43,7 @@ class Seen:
     recovered: int = 0
     """Files that could be read again after an error."""
     slow: list[tuple[float, float, str]] = field(default_factory=list)
-    """Begin, end and outcome of reads that took longer than ``SLOW_S``."""
+    """Begin, end and outcome of system calls that took longer than ``SLOW_S``."""
     stuck: int = 0
     longest_s: float = 0.0
 
@@ -55,38 +61,58 @@ class Reader(threading.Thread):
     def run(self) -> None:
         while not self._until.exists():
             name = self._chance.choice(self._names)
-            began_s = time.monotonic()
             try:
-                outcome = self._compare(name)
+                self._compare(name)
             except OSError as error:
-                outcome = errno.errorcode.get(error.errno or 0, "?")
-                self.seen.errors[outcome] += 1
+                self.seen.errors[_name(error)] += 1
                 self._failed.add(name)
+                time.sleep(AFTER_ERROR_S)
+
+    def _compare(self, name: str) -> None:
+        with (self._source / name).open("rb", buffering=0) as original:
+            size = os.fstat(original.fileno()).st_size
+            offset = self._chance.randrange(size + 1)
+            length = self._chance.choice(LENGTHS)
+            wanted = os.pread(original.fileno(), length, offset)
+        file = self._timed(os.open, self._mount / name, os.O_RDONLY)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+            found = 0
+            while True:
+                # Short where an error comes behind, which the next call meets; and at the end.
+                data = self._timed(os.pread, file, min(CALL_BYTES, length - found), offset + found)
+                if data != wanted[found : found + len(data)] or (not data and found < len(wanted)):
+                    self.seen.wrong.append(f"{name}: {len(data)} bytes at {offset + found}")
+                    return
+                found += len(data)
+                if found == len(wanted):
+                    break
+        finally:
+            os.close(file)
+        self.seen.reads += 1
+        self.seen.read_bytes += found
+        if name in self._failed:
+            self._failed.discard(name)
+            self.seen.recovered += 1
+
+    def _timed(self, call: Callable[..., T], *words: object) -> T:
+        """Make a system call that may wait, and note how long it took."""
+        began_s = time.monotonic()
+        outcome = "ok"
+        try:
+            return call(*words)
+        except OSError as error:
+            outcome = _name(error)
+            raise
+        finally:
             ended_s = time.monotonic()
             self.seen.longest_s = max(self.seen.longest_s, ended_s - began_s)
             if ended_s - began_s > SLOW_S:
                 self.seen.slow.append((began_s, ended_s, outcome))
-            if outcome != "ok":
-                time.sleep(AFTER_ERROR_S)
 
-    def _compare(self, name: str) -> str:
-        with (self._mount / name).open("rb", buffering=0) as ours:
-            with (self._source / name).open("rb", buffering=0) as original:
-                size = os.fstat(original.fileno()).st_size
-                offset = self._chance.randrange(size + 1)
-                length = self._chance.choice(LENGTHS)
-                wanted = os.pread(original.fileno(), length, offset)
-            os.posix_fadvise(ours.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            found = os.pread(ours.fileno(), length, offset)
-        if found != wanted:
-            self.seen.wrong.append(f"{name}: {length} bytes at {offset}")
-            return "wrong"
-        self.seen.reads += 1
-        self.seen.read_bytes += len(found)
-        if name in self._failed:
-            self._failed.discard(name)
-            self.seen.recovered += 1
-        return "ok"
+
+def _name(error: OSError) -> str:
+    return errno.errorcode.get(error.errno or 0, str(error.errno))
 
 
 def together(parts: list[Seen]) -> Seen:
