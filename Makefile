@@ -15,7 +15,7 @@ LOCK := $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-em
 # What building and running lazyfs needs, and what the tests and benchmarks need besides.
 PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3
 TEST_PACKAGES := docker-registry skopeo umoci crun erofs-utils cryptsetup-bin zstd debootstrap \
-	attr acl curl
+	attr acl systemd curl
 
 # Packages of $(1) that dpkg does not have are installed; nothing is asked when all are there.
 install = missing=$$(for name in $(1); do \
@@ -78,6 +78,12 @@ round-trips: venv test-packages ## convert, mount and compare large images of ma
 .PHONY: faults
 faults: venv test-packages ## break registry, network, cache disk and daemon; what readers get (FAULTS_ARGS)
 	@$(BIN)/python -m faults $(FAULTS_ARGS)
+
+SECONDS ?= 300
+
+.PHONY: soak
+soak: venv test-packages ## 200 readers under random faults and SIGKILLs of the daemon, for SECONDS; a report
+	@$(BIN)/python -m tests.support.soak --seconds $(SECONDS)
 
 .PHONY: check
 check: lint test ## what CI runs

@@ -67,7 +67,9 @@ def killed_in_the_end(process: "subprocess.Popen[str]") -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("timeout", "kill"), [("0", False), ("120s", False), ("0", True)], ids=["ever", "long", "killed"]
+    ("timeout", "kill"),
+    [("0", False), ("120s", False), ("0", True)],
+    ids=["ever", "long", "killed"],
 )
 def test_it_ends_right_only_later(tmp_path: Path, timeout: str, kill: bool):
     files, port = contents(), free_port()

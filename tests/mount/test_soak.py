@@ -1,4 +1,4 @@
-"""The short form of ``make soak``: readers under faults and SIGKILLs get right bytes or an error."""
+"""The short form of ``make soak``: readers get right bytes or an error, whatever fails."""
 
 from pathlib import Path
 
@@ -18,8 +18,7 @@ def test_readers_under_faults_and_kills(work_folder: Path):
     folder = work_folder / "soak"
     folder.mkdir()
     report = soak(folder, seconds=SECONDS, readers=READERS, image_mib=IMAGE_MIB, seed=7)
-    print(report.text())
-    assert report.violations() == []
+    assert report.violations() == [], report.text()
     assert report.kills_s
     assert report.seen.reads > READERS
     assert report.faults

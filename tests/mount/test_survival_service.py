@@ -193,6 +193,18 @@ def test_a_service_that_fails_says_why(systemd: FakeSystemd, directory: Path):
     assert not is_mounted(directory)
 
 
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path):
+    unit = tmp_path / "lazyfs@app.service"
+    unit.write_text(UNIT.read_text().replace("/usr/bin/lazyfs", sys.executable))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", unit],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_WITHIN_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_unit_says_what_the_program_needs():
     unit = configparser.ConfigParser(strict=False, interpolation=None)
     unit.optionxform = str  # type: ignore[assignment, method-assign]

@@ -382,7 +382,7 @@ def main() -> int:
 
     start.DAEMON_COMMAND = (sys.executable, __file__, "--daemon")
     if impatient:
-        start.SUPERVISOR_COMMAND = (sys.executable, __file__, "--supervisor")
+        start.SUPERVISOR_COMMAND = (sys.executable, "-P", __file__, "--supervisor")
     return lazyfs_main()
 
 
