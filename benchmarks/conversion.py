@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +44,8 @@ class Cost:
     """What some processes took."""
 
     seconds: float
+    cpu_seconds: float
+    """Of all processors together: what else the machine does matters less for it."""
     peak_bytes: int
     """Resident memory of the largest of them."""
 
@@ -78,13 +80,14 @@ def run_measured(*commands: list[str | Path], output: Path | None = None) -> Cos
         os.close(source)
         os.close(target)
         source = following
-    peak = 0
+    peak, cpu = 0, 0.0
     for pid, name in processes.items():
         _, status, usage = os.wait4(pid, 0)
         if status:
             raise BenchmarkError(f"{name} failed")
         peak = max(peak, usage.ru_maxrss * 1024)
-    return Cost(time.monotonic() - began, peak)
+        cpu += usage.ru_utime + usage.ru_stime
+    return Cost(time.monotonic() - began, cpu, peak)
 
 
 def by_lazyfs(source: Source, folder: Path, *options: str) -> dict[str, Cost]:
@@ -165,8 +168,7 @@ def compare(source: Source, folder: Path, rounds: int) -> Grid:
         for name in order:
             with scratch(folder) as place:
                 costs = works[name](place)
-            total = sum(cost.seconds for cost in costs.values())
-            taken[name].append(Cost(total, max(cost.peak_bytes for cost in costs.values())))
+            taken[name].append(_sum(costs.values()))
             if name == "separate tools":
                 for step, cost in costs.items():
                     steps.setdefault(step, []).append(cost)
@@ -174,20 +176,38 @@ def compare(source: Source, folder: Path, rounds: int) -> Grid:
     rows = [_row(name, costs, source.plain_bytes, tools) for name, costs in taken.items()]
     rows += [_row(f"  of these {name}", costs, source.plain_bytes) for name, costs in steps.items()]
     title = f"A layer of Debian, {source.plain_bytes / MEBI:.0f} MiB of tar; {rounds} rounds"
-    return Grid(title, ["", "time", "MB/s of tar", "time over tools'", "peak memory"], rows)
+    head = ["", "time", "MB/s of tar", "over tools'", "CPU time", "over tools'", "peak memory"]
+    return Grid(title, head, rows)
+
+
+def _sum(costs: Iterable[Cost]) -> Cost:
+    """Of things done one after the other."""
+    each = [*costs]
+    return Cost(
+        sum(cost.seconds for cost in each),
+        sum(cost.cpu_seconds for cost in each),
+        max(cost.peak_bytes for cost in each),
+    )
 
 
 def _row(
     name: str, costs: list[Cost], plain_bytes: int, tools: list[Cost] | None = None
 ) -> list[str]:
     seconds = median(cost.seconds for cost in costs)
-    ratio = ""
+    cpu = median(cost.cpu_seconds for cost in costs)
+    ratio = cpu_ratio = ""
     if tools is not None:
-        figures = [ours.seconds / theirs.seconds for ours, theirs in zip(costs, tools, strict=True)]
-        ratio = f"{TIMES}{median(figures):.2f} ({min(figures):.2f}-{max(figures):.2f})"
-    peak = max(cost.peak_bytes for cost in costs)
-    speed = plain_bytes / 1e6 / seconds
-    return [name, f"{seconds:.1f} s", f"{speed:.0f}", ratio, f"{peak / MEBI:.0f} MiB"]
+        pairs = [*zip(costs, tools, strict=True)]
+        ratio = _spread([ours.seconds / theirs.seconds for ours, theirs in pairs])
+        cpu_ratio = _spread([ours.cpu_seconds / theirs.cpu_seconds for ours, theirs in pairs])
+    peak = max(cost.peak_bytes for cost in costs) / MEBI
+    speed = f"{plain_bytes / 1e6 / seconds:.0f}"
+    cells = [f"{seconds:.1f} s", speed, ratio, f"{cpu:.1f} s", cpu_ratio, f"{peak:.0f} MiB"]
+    return [name, *cells]
+
+
+def _spread(ratios: list[float]) -> str:
+    return f"{TIMES}{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def memory(folder: Path) -> Grid:

@@ -34,7 +34,7 @@ from lazyfs.convert.options import DEFAULT_BLOCK_BYTES, DEFAULT_CHUNK_BYTES, Con
 from lazyfs.convert.pipeline import convert_image
 from lazyfs.convert.results import ConversionResult, LayerResult
 from lazyfs.errors import ConversionError
-from lazyfs.localname import parse_local_image
+from lazyfs.localname import PREFIX, parse_local_image
 from lazyfs.mount.options import default_cache_dir
 from lazyfs.seekable.frames import DEFAULT_LEVEL
 from lazyfs.seekable.mediatypes import Layout
@@ -136,6 +136,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert; return the exit status."""
     options = _options(args)
+    if args.destination.startswith(PREFIX):
+        args.usage_error(f"{args.destination}: local EROFS images can only be read")
     if args.quiet:
         logging.getLogger().setLevel(logging.ERROR)
     access = access_of(args)

@@ -226,6 +226,9 @@ def test_summary_and_progress_for_a_person(tmp_path, source):
         (["oci:{0}/in:app", "oci:{0}/out", "--chunk-size", "huge"], 2, "not a size"),
         (["oci:{0}/in:app", "oci:{0}/out", "--platform", "a/b/c/d"], 2, "not a platform"),
         (["oci:{0}/in:app"], 2, "required: DST"),
+        (["oci:{0}/in:app", "erofs:{0}/out"], 2, "local EROFS images can only be read"),
+        (["erofs:{0}/none", "oci:{0}/out"], 1, "no such file"),
+        (["erofs:", "oci:{0}/out"], 1, "write erofs:FILE"),
     ],
 )
 def test_failures_are_one_line(tmp_path, source, words, status, message):
