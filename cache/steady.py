@@ -24,7 +24,7 @@ from cache.store import StoreStatistics
 MEMORY_BYTES: Final = 64 << 20
 """Chunks kept in memory while the disk is of no use."""
 
-LOOK_INTERVAL_S: Final = 5.0
+LOOK_INTERVAL_S: Final = 2.0
 """How often it is looked whether the disk is short of space, or well again."""
 
 MAX_ROTTEN: Final = 4096

@@ -28,6 +28,7 @@ from cache.chunkfiles import ChunkFiles
 from cache.documents import DocumentFolder
 from cache.errors import CacheError
 from cache.flights import Flights
+from cache.freespace import NO_MARK, MinFree
 from tests.support.cache_chunks import BLOCK, charged_on_disk, chunk_data, chunk_key, chunk_path
 
 LIMIT = 4 * BLOCK
@@ -46,7 +47,8 @@ CALLS = [
     "fchmod",
     "fstat",
 ]
-CALLS += ["fsync", "utime", "scandir", "stat"]
+LISTDIR = os.listdir
+CALLS += ["fsync", "utime", "scandir", "stat", "fstatvfs", "listdir"]
 
 
 class Stopper:
@@ -91,11 +93,27 @@ def work(store: Path, tolerant: bool) -> None:
                 steps.append(lambda: os.truncate(chunk_path(store, 3), 5))
                 steps.append(lambda name=name, data=data: files.put(name, data))  # type: ignore[misc]
         steps.append(lambda: files.discard(chunk_key(7).relative_path))
+        steps.append(lambda: files.remove([chunk_key(5).relative_path]))
+        steps.append(lambda: files.shrink(BLOCK))
+        steps.append(lambda: relieve(store))
         steps.append(lambda: keep_documents(store))
         steps.append(lambda: trio.run(fetch, store))
         for step in steps:
             with contextlib.suppress(*accepted):
                 step()
+        files.close()
+
+
+def relieve(store: Path) -> None:
+    """Evict because the disk is said to have nothing left."""
+    files = ChunkFiles.open(store, LIMIT, NO_MARK)
+    try:
+        name, data = chunk_key(8).relative_path, chunk_data(8, blocks=8 % 3 + 1)
+        files.put(name, data)
+        files._free._min_free = MinFree(1 << 62)
+        files.relieve()
+        files.shrink(0)
+    finally:
         files.close()
 
 
@@ -149,7 +167,7 @@ def check_documents(store: Path) -> None:
 
 
 def check_whole(store: Path) -> None:
-    for number in NUMBERS:
+    for number in (*NUMBERS, 8):
         path = chunk_path(store, number)
         if path.exists() and path.stat().st_size != 5:  # the one that the work itself tears
             assert path.read_bytes() == chunk_data(number, blocks=number % 3 + 1), "a torn chunk"
@@ -162,10 +180,10 @@ def stop_one(store: Path, mode: str, stop_at: int) -> bool:
         status = 1
         try:
             stopper = Stopper(mode, stop_at)
-            descriptors = len(os.listdir("/proc/self/fd"))
+            descriptors = len(LISTDIR("/proc/self/fd"))
             stopper.install()
             work(store, tolerant=mode == "fail")
-            leaked = len(os.listdir("/proc/self/fd")) - descriptors
+            leaked = len(LISTDIR("/proc/self/fd")) - descriptors
             if leaked:
                 raise AssertionError(f"{leaked} descriptors are left open")
             status = 0 if stopper.calls < stop_at else 2

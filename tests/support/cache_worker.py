@@ -1,15 +1,18 @@
 """Another process that uses a store; what it does is its first argument.
 
     hammer FOLDER LIMIT SEED COUNT    put, read and discard at random; a line after each put
+    crowd FOLDER LIMIT SEED COUNT     put and read, holding chunks in use meanwhile; a line each
     hold FOLDER NUMBER                claim a chunk, say so, wait for a line, store it, end
     fetch-all FOLDER LOG COUNT        get each of COUNT chunks as a reader would, in many tasks
 
 A wrong byte is a traceback and an exit status other than 0.
 """
 
+import os
 import random
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +20,11 @@ import trio
 
 from cache.chunkfiles import ChunkFiles
 from cache.directory import DirectoryStore
+from cache.errors import StoreFullError
 from cache.flights import Flights
+from cache.locks import try_lock
 from cache.store import ChunkStore
-from tests.support.cache_chunks import chunk_data, chunk_key
+from tests.support.cache_chunks import chunk_data, chunk_key, chunk_path
 
 NUMBERS = 40
 
@@ -41,6 +46,44 @@ def hammer(folder: str, limit: str, seed: str, count: str) -> None:
     if files.statistics().errors:
         raise AssertionError(f"{files.statistics()}")
     files.close()
+
+
+def crowd(folder: str, limit: str, seed: str, count: str) -> None:
+    """With more writers than there is room for: a chunk may not be stored, but none goes in use."""
+    generator = random.Random(int(seed))
+    files = ChunkFiles.open(Path(folder), int(limit))
+    full = 0
+    for _ in range(int(count)):
+        number, used = generator.randrange(NUMBERS), generator.randrange(NUMBERS)
+        with reading(chunk_path(Path(folder), used)) as descriptor:
+            try:
+                files.put(chunk_key(number).relative_path, chunk_data(number))
+            except StoreFullError:
+                full += 1
+            if descriptor is not None and not os.fstat(descriptor).st_nlink:
+                raise AssertionError(f"chunk {used} was evicted while it was read")
+        data = chunk_data(number)
+        if files.read(chunk_key(number).relative_path, 0, len(data)) not in (None, data):
+            raise AssertionError(f"chunk {number} is wrong")
+        say(str(number))
+    if files.statistics().errors != full or full == int(count):
+        raise AssertionError(f"{files.statistics()}")
+    files.close()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[int | None]:
+    """Be a reader of a chunk, as the store's own reads are; None: it is not there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        locked = try_lock(descriptor, shared=True)
+        yield descriptor if locked and os.fstat(descriptor).st_nlink else None
+    finally:
+        os.close(descriptor)
 
 
 async def hold(folder: str, number: str) -> None:
@@ -106,6 +149,8 @@ if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
     if what == "hammer":
         hammer(*arguments)
+    elif what == "crowd":
+        crowd(*arguments)
     elif what == "hold":
         folder, number = arguments
         trio.run(hold, folder, number)
