@@ -235,7 +235,10 @@ def serve(image: str, options: MountOptions, args: argparse.Namespace) -> int:
     mountpoint, created = prepare(args.directory, needed, create=args.mkdir)
     done = False
     try:
-        folder, lock = create_folder(MountState(mountpoint, image, os.getpid(), time.time()))
+        cache_dir = os.fspath(options.cache_dir)
+        folder, lock = create_folder(
+            MountState(mountpoint, image, os.getpid(), time.time(), cache_dir=cache_dir)
+        )
         try:
             request = MountRequest(image, mountpoint, options, folder)
             status = _mount(request, lock, args, service)

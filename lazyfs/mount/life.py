@@ -64,7 +64,13 @@ class Life:
         self.device = custody.device
         """Descriptor of the mount, unless libfuse has made it."""
         self.taken_over = custody.device is not None
-        self.state = MountState(request.mountpoint, request.image, os.getpid(), time.time())
+        self.state = MountState(
+            request.mountpoint,
+            request.image,
+            os.getpid(),
+            time.time(),
+            cache_dir=os.fspath(request.options.cache_dir),
+        )
         if self.taken_over:
             self.end = End.OVER
             before = request.folder.read_state()

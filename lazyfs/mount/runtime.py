@@ -55,6 +55,8 @@ class MountState:
     driver_why: str | None = None
     restarts: int = 0
     """How often another daemon took over."""
+    cache_dir: str | None = None
+    """Where its cache is; None: a mount of an older version."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -114,26 +114,32 @@ def live_use(path: Path) -> LiveUse:
     Raises:
         MountError: a mount does not say what it uses.
     """
-    mounts, manifests, layers = [], set(), set()
+    mounts: list[str] = []
+    manifests: set[object] = set()
+    layers: set[object] = set()
     for document in census(None):
         where = str(document["mountpoint"])
-        if document["state"] == "dead":
+        place = document.get("cache_dir")
+        if document["state"] == "dead" or (place is not None and not _is_same(path, place)):
             continue
-        cache = document.get("cache")
+        if "layers" in document and not document.get("cache"):
+            continue  # a local file, which is read in place
         if "layers" not in document:
             raise MountError(
                 f"{where} is {document['state']} and does not say what it uses; "
                 "try again later, or remove what it uses, too (--all)"
             )
-        if not isinstance(cache, dict) or not _is_same(path, cache.get("path")):
-            continue
         mounts.append(where)
-        manifests.add(str(document.get("digest")))
+        manifests.add(document.get("digest"))
         listed = document["layers"]
         for layer in listed if isinstance(listed, Sequence) else ():
             if isinstance(layer, Mapping):
-                layers.add(str(layer.get("digest")))
-    return LiveUse(tuple(mounts), frozenset(manifests), frozenset(layers))
+                layers.add(layer.get("digest"))
+    return LiveUse(tuple(mounts), _texts(manifests), _texts(layers))
+
+
+def _texts(values: Iterable[object]) -> frozenset[str]:
+    return frozenset(value for value in values if isinstance(value, str))
 
 
 def _is_same(path: Path, other: object) -> bool:

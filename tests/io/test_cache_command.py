@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+import lazyfs.upkeep.removal
 from cache.chunkfiles import ChunkFiles
 from lazyfs.inspect import walk
 from lazyfs.mount.assemble import open_image
@@ -32,6 +33,12 @@ FORMS = {
 @pytest.fixture(scope="module")
 def image() -> bytes:
     return tree_image(1_000_000)
+
+
+@pytest.fixture(autouse=True)
+def _no_other_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are on this machine by chance are none of ours."""
+    live(monkeypatch)
 
 
 @pytest.fixture
@@ -259,3 +266,35 @@ def test_verify_says_what_it_does(cache: Path):
     assert done.returncode == 1
     assert "layer 1/1: checking" in done.stderr
     assert "1 broken and removed" in done.stdout
+
+
+# What clear leaves to live mounts
+
+
+def live(monkeypatch: pytest.MonkeyPatch, *documents: dict) -> None:
+    """As if these mounts were there."""
+    mounts = [{"mountpoint": "/mnt", "state": "mounted"} | document for document in documents]
+    monkeypatch.setattr(lazyfs.upkeep.removal, "census", lambda _: mounts)
+
+
+def test_clear_does_not_guess_what_a_silent_mount_uses(cache: Path, monkeypatch):
+    live(monkeypatch, {"state": "silent", "cache_dir": str(cache)})
+    before = stored(cache)
+    done = run_lazyfs("cache", "clear", "--force", "--cache-dir", cache)
+    assert done.returncode == 1
+    assert "/mnt is silent" in done.stderr
+    assert stored(cache) == before
+    command("clear", cache, "--force", "--all")
+    assert stored(cache) == []
+
+
+def test_clear_minds_only_mounts_with_this_cache(cache: Path, tmp_path: Path, monkeypatch):
+    live(
+        monkeypatch,
+        {"state": "silent", "cache_dir": str(tmp_path)},
+        {"state": "dead", "cache_dir": str(cache)},
+        {"cache_dir": str(cache), "layers": [{"digest": None}], "digest": None, "cache": None},
+    )
+    removed = command("clear", cache, "--force")
+    assert removed["stays"] == []
+    assert stored(cache) == list((cache / "documents").iterdir()) == []
