@@ -18,7 +18,10 @@ log = logging.getLogger(__name__)
 
 
 async def prefetch(readers: Sequence[PagedReader]) -> None:
-    """Have all of some layers in the store; a layer that fails is left to those who read it."""
+    """Have all of some layers in the store; a layer that fails is left to those who read it.
+
+    Not even a bug gets out of it, which would end the mount.
+    """
     failed: set[PagedReader] = set()
     steps = _steps(readers)
 
@@ -31,6 +34,9 @@ async def prefetch(readers: Sequence[PagedReader]) -> None:
             except LazyfsError as error:
                 failed.add(reader)
                 log.warning("background fetch of a layer stops: %s", error)
+            except Exception:
+                failed.add(reader)
+                log.exception("background fetch of a layer stops: internal error")
 
     async with trio.open_nursery() as nursery:
         for _ in range(STEPS_AT_ONCE):

@@ -1,7 +1,5 @@
 """All of an image in the background: it comes, it is not read back, and reads go first."""
 
-import logging
-
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -59,7 +57,7 @@ async def test_a_layer_that_fails_does_not_keep_others_from_coming(caplog, monke
         await whole.expect_all()
         broken.blob.down = False
         await broken.expect_all()
-    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    warnings = [line for line in caplog.messages if line.startswith("background fetch")]
     assert 1 <= len(warnings) <= lazyfs.layer.prefetch.STEPS_AT_ONCE
 
 
@@ -83,3 +81,17 @@ async def test_reads_do_not_wait_for_it(monkeypatch):
             assert not isinstance(layer.reader, VerityLayer)
             layer.blob.down = True
             await layer.expect_all()
+
+
+async def test_a_bug_ends_neither_the_mount_nor_the_other_layers(caplog, monkeypatch):
+    async with rigged() as rig:
+        buggy, whole = await rig.open(FORMS[0]), await rig.open(build.seekable(noise(CHUNK, 1)))
+
+        async def have(offset: int, length: int) -> None:
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(buggy.reader, "have", have)
+        await prefetch([buggy.reader, whole.reader])
+        assert "internal error" in caplog.text
+        whole.blob.down = True
+        await whole.expect_all()

@@ -27,7 +27,9 @@ OTHERS = {"one": b"other", "four": b"4"}
 class OwnRegistry:
     """A registry with one image, that can be stopped; another image waits for its tag."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, folder: Path, stack: contextlib.ExitStack, options: tuple[str, ...] = ()
+    ) -> None:
         self.folder = folder
         self.cache = folder / "cache"
         self._running = stack
@@ -35,7 +37,7 @@ class OwnRegistry:
         self._layout = folder / "layout"
         write_layout(self._layout, "tar", [FILES])
         write_layout(self._layout, "other", [OTHERS])
-        image = push_and_convert(self._layout, "tar", "kept", server, folder / "raw")
+        image = push_and_convert(self._layout, "tar", "kept", server, folder / "raw", *options)
         self.tag = image.name
         self.by_digest = f"{server.host}/kept@{image.result['digest']}"
 
@@ -51,9 +53,10 @@ class OwnRegistry:
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[OwnRegistry]:
+def registry(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OwnRegistry]:
+    """With an image in the usual form, or by the options of ``convert`` that a test names."""
     with contextlib.ExitStack() as stack:
-        yield OwnRegistry(tmp_path, stack)
+        yield OwnRegistry(tmp_path, stack, getattr(request, "param", ()))
 
 
 def read_all(mount: LazyMount, files: dict[str, bytes] = FILES) -> None:
@@ -66,6 +69,10 @@ def mount_options(registry: OwnRegistry) -> tuple[str | Path, ...]:
     return ("--cache-dir", registry.cache, "--timeout", "5")
 
 
+FORMS = [(), ("--no-verity",), ("--layout", "erofs-spec")]
+
+
+@pytest.mark.parametrize("registry", FORMS, indirect=True, ids=["usual", "no-verity", "spec"])
 def test_by_tag_and_by_digest_with_the_registry_gone(registry: OwnRegistry, tmp_path: Path):
     with mounted(registry.tag, tmp_path / "mnt", *mount_options(registry)) as mount:
         read_all(mount)
