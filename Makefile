@@ -14,8 +14,8 @@ LOCK := $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-em
 
 # What building and running lazyfs needs, and what the tests and benchmarks need besides.
 PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3
-TEST_PACKAGES := docker-registry skopeo umoci crun erofs-utils cryptsetup-bin zstd debootstrap \
-	attr acl systemd curl
+TEST_PACKAGES := docker-registry skopeo umoci crun fuse-overlayfs busybox-static erofs-utils cryptsetup-bin \
+	zstd debootstrap attr acl systemd curl
 
 # Packages of $(1) that dpkg does not have are installed; nothing is asked when all are there.
 install = missing=$$(for name in $(1); do \

@@ -103,6 +103,17 @@ class ImageTree(Protocol):
         """
         ...
 
+    async def parent(self, directory: NodeId) -> NodeId:
+        """The directory that a directory is in; the root is in itself.
+
+        Asked for by who has a file handle of it and nothing else.
+
+        Raises:
+            NoSuchEntryError: the tree cannot tell.
+            NotADirectoryNodeError.
+        """
+        ...
+
     async def attributes(self, node: NodeId) -> Attributes:
         """What ``stat`` shows."""
         ...

@@ -28,11 +28,13 @@ class Command(NamedTuple):
     name: str
     module: str
     summary: str
+    bare: tuple[str, ...] = ()
+    """Options whose value only ever follows "=": alone they have an empty one."""
 
 
 COMMANDS = (
     Command("convert", "lazyfs.cli.convert", "make a seekable EROFS image from a container image"),
-    Command("mount", "lazyfs.cli.mount", "mount an image on a directory"),
+    Command("mount", "lazyfs.cli.mount", "mount an image on a directory", ("--rw",)),
     Command("store", "lazyfs.cli.store", "serve the layers of images as files, for containerd"),
     Command("umount", "lazyfs.cli.umount", "take a mount down"),
     Command("restart", "lazyfs.cli.restart", "let another daemon serve a mount that is in use"),
@@ -102,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     wanted = next((word for word in words if not word.startswith("-")), None)
+    bare = next((command.bare for command in COMMANDS if command.name == wanted), ())
+    words = [f"{word}=" if word in bare else word for word in words]
     try:
         # In here, for a Ctrl-C may come while the command's module is still being imported.
         args = _parser(wanted).parse_args(words)

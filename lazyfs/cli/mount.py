@@ -29,6 +29,7 @@ from lazyfs.cli.options import IMAGE_HELP, add_hosts_dir, add_platform
 from lazyfs.cli.values import format_size, min_free, seconds, size
 from lazyfs.errors import MountError
 from lazyfs.model import VerifyMode
+from lazyfs.mount.census import lower_directories
 from lazyfs.mount.logs import FORMATS, LEVELS, LogChoice, log_to_stderr
 from lazyfs.mount.metricsaddress import canonical_address
 from lazyfs.mount.mountpoint import prepare, resolve
@@ -45,6 +46,7 @@ from lazyfs.mount.options import (
 from lazyfs.mount.request import MountRequest, absolute_image
 from lazyfs.mount.runtime import MountState, base_folder, create_folder, sweep
 from lazyfs.mount.service import Service, begin
+from lazyfs.mount.writable import mount_writable, sweep_changes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +65,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=FUSE,
         help="what serves the files: fuse (default); kernel: the kernel's own EROFS on layers that "
         "are fetched lazily (faster; for root, and trusted images); auto: kernel if possible",
+    )
+    parser.add_argument(
+        "--rw",
+        metavar="DIR",
+        help="a mount that can be written to, by overlayfs (without root: by fuse-overlayfs); the "
+        "changes are kept in DIR, which a later mount of the image can go on with; --rw without "
+        "=DIR drops them when it is unmounted",
+    )
+    parser.add_argument(
+        "--layers",
+        action="store_true",
+        help="show each layer in a directory of its own, DIR/0 being the bottom one, as overlayfs "
+        "wants them: with whiteouts and opaque marks; prints the lowerdir= option for it",
     )
     add_platform(parser)
     group = parser.add_argument_group("fetching and keeping")
@@ -204,13 +219,20 @@ def run(args: argparse.Namespace) -> int:
         fetching_options(args),
         driver=args.driver,
         prefetch=args.prefetch,
+        layers=args.layers,
         allow_other=args.allow_other,
         suid=args.suid,
         dev=args.dev,
     )
     if (args.suid or args.dev) and os.geteuid() != 0:
         raise MountError("--suid and --dev are for root only")
-    return serve(absolute_image(args.image, Path.cwd()), options, args)
+    if args.rw is not None and (args.layers or args.foreground):
+        raise MountError("--rw goes neither with --layers nor with --foreground")
+    status = serve(absolute_image(args.image, Path.cwd()), options, args)
+    if args.layers and not args.foreground:
+        mountpoint = resolve(args.directory)
+        print(f"lowerdir={lower_directories(mountpoint, len([*Path(mountpoint).iterdir()]))}")
+    return status
 
 
 def serve(image: str, options: MountOptions, args: argparse.Namespace) -> int:
@@ -231,6 +253,7 @@ def serve(image: str, options: MountOptions, args: argparse.Namespace) -> int:
             finally:
                 os.close(lock)
     sweep()
+    sweep_changes()
     needed = (options.cache_dir, base_folder())
     mountpoint, created = prepare(args.directory, needed, create=args.mkdir)
     done = False
@@ -267,7 +290,15 @@ def _mount(
     from lazyfs.mount.start import start_in_background
 
     logs = LogChoice(args.log_format, args.log_level)
-    start_in_background(request, lock, debug=args.debug, show=show, logs=logs)
+
+    def start(what: MountRequest) -> None:
+        start_in_background(what, lock, debug=args.debug, show=show, logs=logs)
+
+    changes = getattr(args, "rw", None)
+    if changes is None:
+        start(request)
+    else:
+        mount_writable(request, Path(changes).absolute() if changes else None, start)
     return 0
 
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from lazyfs.cli.values import format_size
 from lazyfs.mount.census import census
+from lazyfs.mount.writable import is_temporary
 
 PLAIN_WIDTH = 200
 """Columns where the output is not a terminal: wide enough not to break lines."""
@@ -79,6 +80,11 @@ def _facts(document: Document) -> list[tuple[str, str]]:
         facts.append(("lazy", f"{_yes_or_no(document['lazy'])}: {document.get('why')}"))
     if metrics := _object(document.get("metrics")):
         facts.append(("metrics", str(metrics.get("problem") or metrics.get("address"))))
+    if changes := document.get("changes"):
+        fate = "dropped when unmounted" if is_temporary(str(changes)) else "kept"
+        facts.append(("writable", f"changes in {changes}, {fate}"))
+    if document.get("lowerdir"):
+        facts.append(("lowerdir", str(document["lowerdir"])))
     if document.get("resolution"):
         facts.append(("note", str(document["resolution"])))
     if document.get("digest"):

@@ -11,6 +11,7 @@ Examples:
 import argparse
 
 from lazyfs.mount.unmount import unmount
+from lazyfs.mount.writable import sweep_changes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,4 +24,5 @@ def run(args: argparse.Namespace) -> int:
     """Unmount."""
     for directory in args.directory:
         unmount(directory, lazy=args.lazy)
+    sweep_changes()
     return 0

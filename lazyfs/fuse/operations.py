@@ -105,7 +105,8 @@ def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _An
 class ImageOperations(Adoptable):
     """Serves one tree, read-only."""
 
-    supports_dot_lookup = False
+    supports_dot_lookup = True
+    """A node's number says all, so the kernel may come with a file handle from long ago."""
     enable_writeback_cache = False
     enable_acl = True  # the kernel then obeys the image's ACLs, as with its own file systems
 
@@ -178,12 +179,20 @@ class ImageOperations(Adoptable):
         if len(name) > NAME_MAX:  # the kernel's limit for FUSE is higher
             raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
         try:
-            node = await self._tree.lookup(NodeId(parent_inode), name)
+            node = await self._lookup(NodeId(parent_inode), name)
         except NotYetThereError:
             raise  # ENOENT, which the kernel does not remember
         except NoSuchEntryError:
             return absent_entry()
         return entry_attributes(node, await self._tree.attributes(node))
+
+    async def _lookup(self, parent: NodeId, name: bytes) -> NodeId:
+        """A name in a directory; "." and ".." come from who has nothing but a file handle."""
+        if name == b".":
+            return parent
+        if name == b"..":
+            return await self._tree.parent(parent)
+        return await self._tree.lookup(parent, name)
 
     @_answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

@@ -58,6 +58,7 @@ class Feature(enum.IntFlag):
     """Bits of INIT; ``lazyfs/fuse/README.md`` says why each is asked for, or not."""
 
     ASYNC_READ = 1 << 0
+    EXPORT_SUPPORT = 1 << 4
     DO_READDIRPLUS = 1 << 13
     ASYNC_DIO = 1 << 15
     PARALLEL_DIROPS = 1 << 18
@@ -71,6 +72,7 @@ class Feature(enum.IntFlag):
 
 WANTED = (
     Feature.ASYNC_READ
+    | Feature.EXPORT_SUPPORT
     | Feature.DO_READDIRPLUS
     | Feature.ASYNC_DIO
     | Feature.PARALLEL_DIROPS

@@ -76,6 +76,17 @@ class MergedTree:
             self._remember(node, stack)
         return node
 
+    async def parent(self, directory: NodeId) -> NodeId:
+        """The directory that a directory is in; the root is in itself.
+
+        Raises:
+            NotADirectoryNodeError.
+        """
+        if directory == ROOT_NODE:
+            return ROOT_NODE
+        await self._stack(directory)  # or it is none
+        return (await self._above(directory))[0]
+
     async def attributes(self, node: NodeId) -> Attributes:
         """What ``stat`` shows."""
         place = self._place(node)

@@ -26,6 +26,16 @@ class SingleTree:
             raise NoSuchEntryError(name)
         return self._node(entry.nid)
 
+    async def parent(self, directory: NodeId) -> NodeId:
+        """The directory that a directory is in; the root is in itself.
+
+        Raises:
+            NotADirectoryNodeError.
+        """
+        if directory == ROOT_NODE:
+            return ROOT_NODE
+        return self._node(await self._layer.parent(self._nid(directory)))
+
     async def attributes(self, node: NodeId) -> Attributes:
         """What ``stat`` shows."""
         return (await self._layer.inode(self._nid(node))).attributes()

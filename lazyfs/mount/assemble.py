@@ -29,6 +29,7 @@ from lazyfs.errors import (
     VerificationError,
 )
 from lazyfs.image.erofs_layer import ErofsLayer, InodeMemory
+from lazyfs.image.layers import LayersTree
 from lazyfs.image.merged import MergedTree
 from lazyfs.image.nodes import MAX_LAYER
 from lazyfs.image.redirects import RedirectingLayer
@@ -112,7 +113,7 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
     """
     local = parse_local_image(name)
     if local is not None:
-        async with _open_local(name, local) as opened:
+        async with _open_local(name, local, in_directories=options.layers) as opened:
             if options.pin not in (None, opened.pin):
                 raise MountError(f"{name} has been changed or replaced since it was mounted")
             yield opened
@@ -197,10 +198,17 @@ async def _open_layers(
     reports = opener.ordered_reports()
     if options.prefetch == "all":
         engine.nursery.start_soon(prefetch, [layer.opened.reader for layer in reports])
-    report = ImageReport(source, resolved, reports, engine.store, options, engine.failures)
+    directories = len(layers) if options.layers else 0
+    report = ImageReport(
+        source, resolved, reports, engine.store, options, engine.failures, directories
+    )
     # A single layer is a file system of its own: as when the kernel mounts it, it shows its
     # whiteouts and overlay attributes, which would hide something only in a stack.
-    tree = SingleTree(layers[0]) if len(layers) == 1 else MergedTree(layers)
+    tree: SingleTree | MergedTree | LayersTree
+    if options.layers:
+        tree = LayersTree(layers)
+    else:
+        tree = SingleTree(layers[0]) if len(layers) == 1 else MergedTree(layers)
     explainer = Explainer(tree, layers, reports, engine.store, engine.failures)
     return OpenedImage(tree, layer_files(layers), report, explainer)
 
@@ -330,7 +338,9 @@ def _naming(what: str) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _open_local(name: str, paths: Sequence[str]) -> AsyncIterator[MountedImage]:
+async def _open_local(
+    name: str, paths: Sequence[str], *, in_directories: bool
+) -> AsyncIterator[MountedImage]:
     pages = PageMemory()
     files: list[LocalFile] = []
     try:
@@ -342,9 +352,10 @@ async def _open_local(name: str, paths: Sequence[str]) -> AsyncIterator[MountedI
             layer.attach(files[1:])
         except PlanError as error:
             raise MountError(f"{name}: {error}; name each device as ,device=FILE") from error
-        tree = SingleTree(layer)
+        tree = LayersTree([layer]) if in_directories else SingleTree(layer)
         explainer = Explainer(tree, [layer], (), MemoryStore(0), FailureMemory())
-        yield OpenedImage(tree, layer_files([layer]), LocalReport(name, files), explainer)
+        report = LocalReport(name, files, int(in_directories))
+        yield OpenedImage(tree, layer_files([layer]), report, explainer)
     except OSError as error:
         raise MountError(f"{error.filename}: {error.strerror}") from error
     finally:

@@ -1,6 +1,7 @@
 """What is mounted and how it does: runtime folders, the kernel's list, the daemons' answers."""
 
 import dataclasses
+import re
 import time
 
 from lazyfs.errors import MountError
@@ -57,7 +58,25 @@ def _document(mount: KnownMount) -> dict[str, object]:
         return document | {"state": "silent", "problem": str(error)}
     survival = answer.get("survival", document["survival"])
     trouble = answer.get("problem")
+    if isinstance(count := answer.get("layer_directories"), int) and count:
+        document["lowerdir"] = lower_directories(mount.state.mountpoint, count)
     return {**answer, **document, "problem": trouble, "survival": survival, "state": state}
+
+
+def lower_directories(mountpoint: str, count: int) -> str:
+    """What overlayfs is to be told of layers that are mounted side by side: the topmost first.
+
+    Args:
+        mountpoint: where they are mounted.
+        count: how many there are.
+    """
+    escaped = escape_overlay_path(mountpoint)
+    return ":".join(f"{escaped}/{number}" for number in reversed(range(count)))
+
+
+def escape_overlay_path(path: str) -> str:
+    """A path as options of overlayfs have it (``fs/overlayfs/params.c``)."""
+    return re.sub(r"([\\:,])", r"\\\1", path)
 
 
 def _survival(mount: KnownMount) -> dict[str, object]:

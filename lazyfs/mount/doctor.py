@@ -18,6 +18,7 @@ from lazyfs.mount.census import census
 from lazyfs.mount.mountinfo import current_mounts, is_lazyfs
 from lazyfs.mount.options import default_cache_dir
 from lazyfs.mount.runtime import KnownMount, base_folder, known_mounts
+from lazyfs.mount.writable import left_changes
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -124,6 +125,12 @@ def _folders(base: Path, mounts: list[KnownMount]) -> Iterator[Finding]:
                 os.fspath(mount.folder.path),
                 "left by a mount that is gone; the next lazyfs mount removes it",
             )
+    for place in left_changes():
+        yield Finding(
+            WARNING,
+            os.fspath(place),
+            "left by a mount with --rw that is gone; the next lazyfs mount removes it",
+        )
     for path in sorted(base.iterdir()):
         if path not in known and not path.name.startswith("."):
             yield Finding(WARNING, os.fspath(path), "not the folder of any mount; remove it")

@@ -94,7 +94,7 @@ class Life:
             os.close(self.device)
             if self.is_in_place():
                 with contextlib.suppress(MountError):
-                    detach(self.request.mountpoint, lazy=True)
+                    detach(self._mountpoint(), lazy=True)
         self.request.folder.remove()
 
     @property
@@ -119,9 +119,18 @@ class Life:
         self.state = replace(self.state, device=device, pin=pin, kept_by=kept_by, not_kept=not_kept)
 
     def is_in_place(self) -> bool:
-        """Whether our mount is still there, on top."""
-        top = top_mount(self.request.mountpoint, current_mounts())
-        return top is not None and top.device == self.state.device
+        """Whether our mount, or the overlay that covers it, is still there, on top."""
+        state = self._noted()
+        top = top_mount(state.mountpoint, current_mounts())
+        return top is not None and top.device == state.device
+
+    def _mountpoint(self) -> str:
+        return self._noted().mountpoint
+
+    def _noted(self) -> MountState:
+        """The state as the runtime folder has it: ``lazyfs.mount.writable`` changes it there."""
+        noted = self.request.folder.read_state() if self._announced else None
+        return noted or self.state
 
     def announce(self) -> None:
         """Tell all who want to know that the mount can be used."""
@@ -168,7 +177,7 @@ class Life:
             return
         try:
             await trio.to_thread.run_sync(
-                lambda: detach(self.request.mountpoint, lazy=False), abandon_on_cancel=True
+                lambda: detach(self._mountpoint(), lazy=False), abandon_on_cancel=True
             )
         except MountError as error:
             log.warning("%s; ending it nevertheless", error)

@@ -34,7 +34,7 @@ ON_TIMEOUT_CHOICES = ("eio", "etimedout")
 
 def default_cache_dir() -> Path:
     """Where chunks are kept: ``/var/cache/lazyfs`` for root, the user's cache folder otherwise."""
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and os.access("/var/cache", os.W_OK):
         return Path("/var/cache/lazyfs")
     return platformdirs.user_cache_path("lazyfs")
 
@@ -67,6 +67,8 @@ class MountOptions:
     """Honour device nodes in the image."""
     on_timeout: str = ON_TIMEOUT_CHOICES[0]
     """What a reader gets after ``timeout_s``: ``eio`` or ``etimedout``."""
+    layers: bool = False
+    """Show each layer in a directory of its own, instead of the tree that they make."""
     metrics: str | None = None
     """Where to serve metrics (``lazyfs.mount.metricsaddress``); None: nowhere."""
     driver: str = FUSE

@@ -70,6 +70,8 @@ class ImageReport:
     store: ChunkStore
     options: MountOptions
     failures: FailureMemory
+    layer_directories: int = 0
+    """How many directories the mount has for its layers; 0: it shows the tree that they make."""
 
     def pin(self) -> str:
         """The manifest, whatever the image's tag will mean."""
@@ -83,6 +85,7 @@ class ImageReport:
             "platform": self.resolved.platform,
             "resolution": self.source.note,
             "verify": self.options.verify.value,
+            "layer_directories": self.layer_directories,
             **laziness([layer.opened for layer in self.layers]),
             "layers": layer_documents(self.layers, self.store),
             "totals": totals([layer.counters for layer in self.layers]),
@@ -109,6 +112,8 @@ class LocalReport:
 
     name: str
     files: Sequence[LocalFile]
+    layer_directories: int = 0
+    """As in ``ImageReport``."""
 
     def pin(self) -> str:
         """Which files these are, and in which state."""
@@ -126,6 +131,7 @@ class LocalReport:
             "digest": None,
             "platform": None,
             "verify": "off",
+            "layer_directories": self.layer_directories,
             "lazy": True,
             "why": "a local file, read in place",
             "failures": [],

@@ -53,6 +53,8 @@ class MountState:
     driver: str | None = None
     """What serves the files: ``fuse`` or ``kernel``; None before it was chosen."""
     driver_why: str | None = None
+    changes: str | None = None
+    """Where a mount that can be written to keeps what is written; None: it cannot be."""
     restarts: int = 0
     """How often another daemon took over."""
     cache_dir: str | None = None
@@ -151,7 +153,7 @@ def base_folder() -> Path:
         MountError: it is not safely ours.
     """
     user = os.geteuid()
-    if user == 0:
+    if user == 0 and os.access("/run", os.W_OK):  # root of a user namespace may not
         path = Path("/run/lazyfs")
     elif runtime := os.environ.get("XDG_RUNTIME_DIR"):
         path = Path(runtime) / "lazyfs"

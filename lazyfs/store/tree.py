@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from lazyfs.errors import (
+    NoSuchEntryError,
     NotADirectoryNodeError,
     NotAFileNodeError,
     NotASymlinkNodeError,
@@ -106,6 +107,16 @@ class FileTree:
         if found is None:
             raise NotYetThereError(name)
         return found
+
+    async def parent(self, directory: NodeId) -> NodeId:
+        """Nobody keeps handles of files in here.
+
+        Raises:
+            NoSuchEntryError: but for the root.
+        """
+        if directory != ROOT_NODE:
+            raise NoSuchEntryError(f"node {directory} by a file handle")
+        return ROOT_NODE
 
     async def attributes(self, node: NodeId) -> Attributes:
         """What ``stat`` shows; a layer must be opened for that, once."""

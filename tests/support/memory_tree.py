@@ -117,6 +117,13 @@ class MemoryTree:
             raise errors.NoSuchEntryError(os.fsdecode(name))
         return node.children[name]
 
+    async def parent(self, directory: NodeId) -> NodeId:
+        self.calls["parent"] += 1
+        if not stat.S_ISDIR(self.nodes[directory].attributes.mode):
+            raise errors.NotADirectoryNodeError
+        above = (node for node, found in self.nodes.items() if directory in found.children.values())
+        return next(above, ROOT_NODE)
+
     async def attributes(self, node: NodeId) -> Attributes:
         self.calls["attributes"] += 1
         found = self.nodes[node]
