@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Unmount."""
-    for directory in args.directory:
-        unmount(directory, lazy=args.lazy)
-    sweep_changes()
+    try:
+        for directory in args.directory:
+            unmount(directory, lazy=args.lazy)
+    finally:
+        sweep_changes()
     return 0

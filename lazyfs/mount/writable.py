@@ -193,6 +193,8 @@ def _by_helper(mountpoint: str, words: list[str]) -> None:
     Raises:
         MountError: with what the helper says.
     """
+    # All files are the user's then, or he could change nothing of root's.
+    words = [*words, f"squash_to_uid={os.getuid()}", f"squash_to_gid={os.getgid()}"]
     command = [HELPER, "-o", ",".join(words), mountpoint]
     try:
         done = subprocess.run(  # noqa: S603 - no shell

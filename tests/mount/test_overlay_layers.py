@@ -7,16 +7,15 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.support import images
-from tests.support.lazy_mounts import LazyMount, convert, lazyfs, mounted
+from tests.support.lazy_mounts import LazyMount, lazyfs, mounted
 from tests.support.mounting import needs_fuse
 from tests.support.overlay_oracle import mount, run
-from tests.support.small_layers import make_layers
+from tests.support.small_layers import SmallImage, small_image
 from tests.support.trees import MADE_BY_TAR, assert_same, look
 
 pytestmark = [pytest.mark.mount, needs_fuse]
@@ -27,25 +26,13 @@ KEPT = MADE_BY_TAR - {"links"}
 EVERYTHING = "redirect_dir=on,metacopy=on,index=on,xino=auto"
 
 
-@dataclass(frozen=True)
-class Image:
-    name: str
-    layout: Path
-    """With the tar layers."""
-    cache: Path
+@pytest.fixture(scope="module")
+def image(tmp_path_factory) -> SmallImage:
+    return small_image(tmp_path_factory.mktemp("image"))
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory) -> Image:
-    folder = tmp_path_factory.mktemp("image")
-    images.write_layout(folder / "layout", make_layers(folder))
-    name = f"oci:{folder}/lazy:app"
-    convert(f"oci:{folder}/layout:{images.TAG}", name)
-    return Image(name, folder / "layout", folder / "cache")
-
-
-@pytest.fixture(scope="module")
-def layers(image: Image, tmp_path_factory) -> Iterator[LazyMount]:
+def layers(image: SmallImage, tmp_path_factory) -> Iterator[LazyMount]:
     target = tmp_path_factory.mktemp("layers") / "mnt"
     with mounted(image.name, target, "--layers", "--suid", "--cache-dir", image.cache) as lazy:
         yield lazy
@@ -65,7 +52,7 @@ def overlay(lazy: LazyMount, folder: Path, options: str = "") -> Iterator[Path]:
         run("mount", "-t", "tmpfs", "none", merged)
 
 
-def test_the_command_prints_the_option_for_overlayfs(image: Image, tmp_path: Path):
+def test_the_command_prints_the_option_for_overlayfs(image: SmallImage, tmp_path: Path):
     target = tmp_path / "with:colon"
     words = ("--mkdir", "--layers", "--cache-dir", image.cache, image.name)
     printed = lazyfs("mount", *words, target).stdout.strip()
@@ -85,7 +72,7 @@ def test_layers_are_shown_as_overlayfs_wants_them(layers: LazyMount):
     assert devices == {os.lstat(layers.path).st_dev}
 
 
-def test_overlayfs_our_tree_and_umoci_agree(image: Image, layers: LazyMount, tmp_path: Path):
+def test_overlayfs_our_tree_and_umoci_agree(image: SmallImage, layers: LazyMount, tmp_path: Path):
     run("umoci", "unpack", "--image", f"{image.layout}:{images.TAG}", tmp_path / "bundle")
     unpacked = look(tmp_path / "bundle/rootfs")
     with (
@@ -188,7 +175,7 @@ def test_inode_numbers_stay_when_a_file_is_copied_up(layers: LazyMount, tmp_path
         assert {n: ino for n, (_, ino) in again.items()} == {n: i for n, (_, i) in before.items()}
 
 
-def test_a_change_of_attributes_fetches_no_data(image: Image, tmp_path: Path):
+def test_a_change_of_attributes_fetches_no_data(image: SmallImage, tmp_path: Path):
     words = ("--layers", "--cache-dir", tmp_path / "empty")
     with (
         mounted(image.name, tmp_path / "mnt", *words) as lazy,
@@ -227,7 +214,7 @@ def seen(descriptor: int) -> tuple[int, int, object]:
 
 @pytest.mark.parametrize("name", ["data/first", "moved/inside", "data/large"])
 def test_file_handles_outlive_what_the_kernel_remembers(
-    image: Image, layers: LazyMount, tmp_path: Path, name: str
+    image: SmallImage, layers: LazyMount, tmp_path: Path, name: str
 ):
     with (
         overlay(layers, tmp_path, "nfs_export=on,index=on,xino=on") as exported,

@@ -5,9 +5,11 @@ What runs in it is Debian's static busybox, so that it needs nothing else.
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.images import LayerFile, noise, pack, write
+from tests.support.images import TAG, LayerFile, noise, pack, write, write_layout
+from tests.support.lazy_mounts import convert
 
 BUSYBOX = Path("/bin/busybox")
 """Of the package busybox-static."""
@@ -69,3 +71,23 @@ def _middle(tree: Path) -> None:
 def _top(tree: Path) -> None:
     write(tree / "gone/two", b"born again without what was in it")
     write(tree / "data/third", b"of the top layer")
+
+
+@dataclass(frozen=True)
+class SmallImage:
+    """The image as OCI layout folders."""
+
+    name: str
+    """Converted, as ``lazyfs`` wants it."""
+    layout: Path
+    """With the tar layers."""
+    cache: Path
+    """A cache folder for its mounts."""
+
+
+def small_image(folder: Path) -> SmallImage:
+    """Make the image in an empty folder."""
+    write_layout(folder / "layout", make_layers(folder))
+    name = f"oci:{folder}/lazy:app"
+    convert(f"oci:{folder}/layout:{TAG}", name)
+    return SmallImage(name, folder / "layout", folder / "cache")
