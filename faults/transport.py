@@ -117,17 +117,15 @@ def no_client_certificate(stage: Stage) -> str:
     return f"{seen}, and it was asked" if server.requests else seen
 
 
-def old_tls(stage: Stage) -> str:
-    """The registry speaks TLS 1.1 only."""
+def weak_tls(stage: Stage) -> str:
+    """The registry knows nothing but a suite without encryption."""
     issued = stage.shared.authority.issue(stage.folder.name)
     context = issued.server_context()
-    context.set_ciphers("ALL:@SECLEVEL=0")
-    context.options &= ~(ssl.OP_NO_TLSv1 | ssl.OP_NO_TLSv1_1)
-    context.options |= ssl.OP_NO_TLSv1_2 | ssl.OP_NO_TLSv1_3
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE-ECDSA-NULL-SHA:@SECLEVEL=0")
     server = stage.registry(tls=context)
-    return stage.refusal(
-        server.host, *stage.hosts(server.host, tls_text(stage, server.host)), *SHORT
-    )
+    text = tls_text(stage, server.host)
+    return stage.refusal(server.host, *stage.hosts(server.host, text), *SHORT)
 
 
 def downgrade(stage: Stage) -> str:
@@ -289,7 +287,7 @@ FAULTS = (
         REFUSED + "connection failed",
         no_client_certificate,
     ),
-    Fault("tls-old", "TLS 1.1 only", REFUSED + "cannot connect", old_tls),
+    Fault("tls-weak", "no suite but one without encryption", REFUSED + "cannot connect", weak_tls),
     Fault(
         "tls-downgrade",
         "redirects from HTTPS to HTTP",
