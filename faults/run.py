@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -45,8 +46,9 @@ def run_fault(fault: Fault, shared: Shared, folder: Path) -> Result:
                 details = "\n".join(stage.said)[-DETAILS_BYTES:]
     except RefusedError as error:
         seen, details = f"{REFUSED}{' '.join(str(error).split())}", str(error)
-    except (FaultError, OSError, AssertionError, LookupError) as error:
-        seen, details = f"{type(error).__name__}: {str(error)[:2000]}", str(error)
+    except Exception as error:  # noqa: BLE001 - one fault must not take the others along
+        seen = f"{type(error).__name__}: {' '.join(str(error).split())[:DETAILS_BYTES]}"
+        details = str(error) if isinstance(error, FaultError) else traceback.format_exc()
     took_s = time.monotonic() - began
     shutil.rmtree(place, ignore_errors=True)
     return Result(fault, seen, took_s, details)
