@@ -15,7 +15,7 @@ LOCK := $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-em
 # What building and running lazyfs needs, and what the tests and benchmarks need besides.
 PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3
 TEST_PACKAGES := docker-registry skopeo umoci crun fuse-overlayfs busybox-static erofs-utils cryptsetup-bin \
-	zstd debootstrap attr acl systemd curl
+	zstd debootstrap attr acl systemd curl containerd runc
 
 # Packages of $(1) that dpkg does not have are installed; nothing is asked when all are there.
 install = missing=$$(for name in $(1); do \
@@ -103,9 +103,15 @@ bench-convert: venv test-packages ## compare a conversion with the same work by 
 
 .PHONY: lock
 lock: venv ## resolve the versions of all requirements anew
-	$(LOCK) -o requirements/dev.txt pyproject.toml requirements/dev.in
+	$(LOCK) --extra containerd -o requirements/dev.txt pyproject.toml requirements/dev.in
 	$(LOCK) -o requirements/build.txt requirements/build.in
 	$(LOCK) -o requirements/pip.txt requirements/pip.in
+
+.PHONY: proto
+proto: venv ## generate the messages of containerd's API from their .proto files
+	cd lazyfs/snapshotter/api && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. *.proto
+	sed -i 's/^import snapshots_pb2/from lazyfs.snapshotter.api import snapshots_pb2/' \
+		lazyfs/snapshotter/api/containerd_pb2.py lazyfs/snapshotter/api/containerd_pb2.pyi
 
 .PHONY: clean
 clean: ## remove what was built

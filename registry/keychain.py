@@ -27,8 +27,11 @@ def credential_files(environment: Mapping[str, str]) -> list[Path]:
     """Where credentials may be, in the order in which they are asked.
 
     ``REGISTRY_AUTH_FILE`` stands alone; otherwise Docker's file comes before those of podman and
-    skopeo.
+    skopeo. ``LAZYFS_AUTH_FILE`` comes before all: what another program hands to us at the moment.
     """
+    if first := environment.get("LAZYFS_AUTH_FILE"):
+        rest = {name: value for name, value in environment.items() if name != "LAZYFS_AUTH_FILE"}
+        return [Path(first), *credential_files(rest)]
     if explicit := environment.get("REGISTRY_AUTH_FILE"):
         return [Path(explicit)]
     home = Path(environment.get("HOME") or "/")

@@ -36,6 +36,8 @@ COMMANDS = (
     Command("convert", "lazyfs.cli.convert", "make a seekable EROFS image from a container image"),
     Command("mount", "lazyfs.cli.mount", "mount an image on a directory", ("--rw",)),
     Command("store", "lazyfs.cli.store", "serve the layers of images as files, for containerd"),
+    Command("snapshotter", "lazyfs.cli.snapshotter", "serve containerd as a lazy snapshotter"),
+    Command("ctr-pull", "lazyfs.cli.ctrpull", "pull an image into containerd, lazily"),
     Command("umount", "lazyfs.cli.umount", "take a mount down"),
     Command("restart", "lazyfs.cli.restart", "let another daemon serve a mount that is in use"),
     Command("status", "lazyfs.cli.status", "show what is mounted and what it has fetched"),

@@ -56,6 +56,11 @@ class Chunks:
 
         return Piece(key, where, f"chunk {index}", take_in)
 
+    def stored_bytes(self, index: int) -> int:
+        """What a chunk takes where it is kept."""
+        table = self.table
+        return (table.chunk(index) if self._decompress else table.frame(index)).length
+
     def over(self, offset: int, length: int) -> list[tuple[Piece, int, int]]:
         """The chunks under a range of the content, with offset and length in each."""
         return [

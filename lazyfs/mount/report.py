@@ -45,7 +45,9 @@ class LayerReport:
         chunks = self.opened.chunks
         cached = None
         if chunks and count_cached:
-            cached = sum(store.contains(chunks.piece(index).key) for index in range(self.chunks))
+            cached = [
+                index for index in range(self.chunks) if store.contains(chunks.piece(index).key)
+            ]
         return {
             "digest": str(self.descriptor.digest),
             "mode": self.opened.mode.value,
@@ -55,7 +57,10 @@ class LayerReport:
             "size_bytes": self.opened.reader.size_bytes,
             "blob_bytes": self.descriptor.size_bytes,
             "chunks": self.chunks,
-            "chunks_cached": cached,
+            "chunks_cached": None if cached is None else len(cached),
+            "cached_bytes": None
+            if chunks is None or cached is None
+            else sum(map(chunks.stored_bytes, cached)),
             **_counts(self.counters),
         }
 

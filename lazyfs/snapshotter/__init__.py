@@ -1,0 +1,1 @@
+"""A snapshotter for containerd whose layers are lazy. See README.md."""
