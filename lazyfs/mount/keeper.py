@@ -13,7 +13,7 @@ import socket
 from collections.abc import Mapping
 
 from lazyfs.errors import MountError
-from lazyfs.mount.supervision import WATCHDOG_S
+from lazyfs.mount.supervision import OUR_SUPERVISOR, WATCHDOG_S
 
 FIRST_LISTEN_FD = 3
 """``SD_LISTEN_FDS_START``."""
@@ -82,7 +82,7 @@ def our_supervisor(descriptor: int) -> Keeper:
     """The supervisor at the other end of ``descriptor``."""
     line = socket.socket(fileno=descriptor)
     line.set_inheritable(False)
-    return Keeper("its supervisor", line, WATCHDOG_S)
+    return Keeper(OUR_SUPERVISOR, line, WATCHDOG_S)
 
 
 def systemd(environment: Mapping[str, str]) -> Keeper | None:

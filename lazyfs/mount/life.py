@@ -150,13 +150,20 @@ class Life:
         by = f"{self.state.kept_by} keeps it"
         return {"survives": why is None, "why": why or by, "restarts": self.state.restarts}
 
+    def _needed_because(self) -> str | None:
+        """Why no other daemon could go on; None if one could."""
+        if not self.serving.is_set():
+            return "not serving yet"
+        survival = self.survival()
+        return None if survival["survives"] else str(survival["why"])
+
     async def end_on_signal(
         self, signals: AsyncIterator[int], everything: trio.CancelScope
     ) -> None:
         """Let requests in hand be answered, for a moment, then end what is left."""
         async for number in signals:
-            if number == RESTART_SIGNAL and not (self.serving.is_set() and self.state.kept_by):
-                log.warning("not restarting: %s", self.state.not_kept or "not serving yet")
+            if number == RESTART_SIGNAL and (why := self._needed_because()):
+                log.warning("not restarting: %s", why)
                 continue
             if number == RESTART_SIGNAL:
                 log.info("handing over to another daemon", extra={"event": "handing_over"})

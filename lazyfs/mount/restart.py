@@ -9,7 +9,7 @@ from lazyfs.errors import MountError
 from lazyfs.mount import roles
 from lazyfs.mount.mountpoint import resolve
 from lazyfs.mount.runtime import KnownMount, known_mounts
-from lazyfs.mount.supervision import RESTART_SIGNAL
+from lazyfs.mount.supervision import OUR_SUPERVISOR, RESTART_SIGNAL
 
 RESTART_WITHIN_S = 120.0
 LOOK_EVERY_S = 0.05
@@ -41,6 +41,11 @@ def _ask(directory: str, known: KnownMount) -> None:
     for role in (roles.SUPERVISOR, roles.DAEMON):
         process = roles.open_holder(known.folder.processes, role)
         if process is None:
+            if role == roles.SUPERVISOR and known.state.kept_by == OUR_SUPERVISOR:
+                raise MountError(
+                    f"{directory} cannot be restarted, only unmounted and mounted: "
+                    "its supervisor has died"
+                )
             continue
         try:
             with contextlib.suppress(ProcessLookupError):

@@ -2,6 +2,9 @@
 
 import signal
 
+OUR_SUPERVISOR = "its supervisor"
+"""In ``MountState.kept_by``, where systemd does not keep the mount."""
+
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """End the mount, sent to either."""
 

@@ -92,6 +92,12 @@ def test_without_its_supervisor_a_mount_works_and_says_what_it_has_lost(tmp_path
         assert document["survival"]["survives"] is False
         assert document["survival"]["why"] == "its supervisor has died"
         assert "its supervisor has died" in findings(mount.path)["warning"]
+        done = lazyfs("restart", os.fspath(mount.path), check=False)
+        assert (done.returncode, "its supervisor has died" in done.stderr) == (1, True)
+        os.kill(mount.pid, signal.SIGUSR1)  # which it must not obey: nobody would go on
+        refusal = "not restarting: its supervisor has died"
+        assert any(mount.status() and refusal in mount.log() for _ in range(MAX_ASKING))
+        assert (mount.path / "large").read_bytes() == bytes(range(256)) * 16384
         lazyfs("umount", os.fspath(mount.path))
         assert wait_for_end(mount.pid)
         assert not mount.folder.exists()

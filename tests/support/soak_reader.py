@@ -60,7 +60,8 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         while not self._until.exists():
-            name = self._chance.choice(self._names)
+            # What failed is tried again first.
+            name = next(iter(self._failed), None) or self._chance.choice(self._names)
             try:
                 self._compare(name)
             except OSError as error:
