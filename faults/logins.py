@@ -15,7 +15,9 @@ from tests.support.fake_login import PASSWORD, USER, FakeLogin, basic
 from tests.support.fake_registry import FakeRegistry, mirror_table
 from tests.support.http_server import Reply, Request
 
-SHORT = ("--timeout", SHORT_S)
+DEBUG = ("--log-level", "debug")
+"""No secret may be in the longest of logs."""
+SHORT = ("--timeout", SHORT_S, *DEBUG)
 
 
 def protected(stage: Stage, login: FakeLogin) -> RegistryServer:
@@ -71,6 +73,22 @@ def password_changed(stage: Stage) -> str:
         return f"old login: {old}; new login: {mount.recovers()}"
 
 
+def torn_file(stage: Stage) -> str:
+    """The file of logins is half written when a new token is needed, and whole later."""
+    login = FakeLogin()
+    server = protected(stage, login)
+    write_login(stage, server.host)
+    with stage.mounted(server.host, *SHORT) as mount:
+        mount.outcome(WARM)
+        (stage.folder / "auth.json").write_text('{"auths": {"127')
+        login.withdraw()
+        seen = mount.outcome(EVER)
+        blamed = mount.host()["wrong_answers"]
+        write_login(stage, server.host)
+        mended = mount.recovers()
+    return f"{seen}, registry {'blamed' if blamed else 'not blamed'}; mended: {mended}"
+
+
 def refused(tokens: bool, stage: Stage) -> str:
     """The password is wrong from the beginning."""
     server = protected(stage, FakeLogin(tokens=tokens))
@@ -102,7 +120,7 @@ def not_mixed(stage: Stage) -> str:
     mirror = protected(stage, greedy)
     write_login(stage, server.host)
     options = stage.hosts(server.host, mirror_table(f"http://{mirror.host}"))
-    with stage.mounted(server.host, *options) as mount:
+    with stage.mounted(server.host, *options, *DEBUG) as mount:
         seen = mount.outcome()
     told = [request for request in mirror.requests if "authorization" in request.headers]
     return f"{seen}, mirror {'told a login' if told else 'told nothing'}"
@@ -152,7 +170,7 @@ def signed(good_for: int, status: int, stage: Stage) -> str:
         else login.challenge()
     )
     write_login(stage, server.host)
-    with stage.mounted(server.host) as mount:
+    with stage.mounted(server.host, *DEBUG) as mount:
         seen = [mount.outcome(WARM)]
         storage.withdrawn = storage.signed
         seen.append(mount.outcome())
@@ -179,7 +197,7 @@ def storage_moves(stage: Stage) -> str:
     old, new = Storage(stage, 1000), Storage(stage, 1000)
     server = stage.registry()
     server.registry.breaks = old.sign
-    with stage.mounted(server.host) as mount:
+    with stage.mounted(server.host, *DEBUG) as mount:
         mount.outcome(WARM)
         server.registry.breaks = new.sign
         old.server.stop()
@@ -211,6 +229,12 @@ FAULTS = (
         "the password is changed; a new login follows",
         "old login: EIO; new login: right",
         password_changed,
+    ),
+    Fault(
+        "login-torn",
+        "the file of logins is half written when a new token is needed",
+        "EIO, registry not blamed; mended: right",
+        torn_file,
     ),
     Fault("login-refused", "the password is wrong", REFUSED + "login", partial(refused, False)),
     Fault(

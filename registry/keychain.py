@@ -18,7 +18,7 @@ from registry.credentials import (
     decode_helper_reply,
     find_credentials,
 )
-from registry.errors import CredentialError
+from registry.errors import ContentError, CredentialError
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +73,17 @@ class Keychain:
         """What is known; empty credentials if nothing is.
 
         Raises:
-            CredentialError: a file or helper does not work.
-            ContentError: a file is not a credential file.
+            CredentialError: a file or helper does not work, or says what makes no sense.
         """
         if self._explicit is not None:
             return self._explicit
         # Taken before the files are read: a change meanwhile is seen the next time.
         stamp = await trio.to_thread.run_sync(_stamp, credential_files(os.environ))
         if stamp != self._stamp:
-            self._found = await look_up(self.registry, self._repository, self._timeout_s)
+            try:
+                self._found = await look_up(self.registry, self._repository, self._timeout_s)
+            except ContentError as error:  # of this machine: no host has lied
+                raise CredentialError(str(error)) from error
             self._stamp = stamp
         return self._found or Credentials()
 

@@ -370,3 +370,28 @@ async def test_errors_hold_no_secrets(autojump_clock):
                 while error is not None:
                     assert "s3cret" not in str(error) + repr(error)
                     error = error.__cause__ or error.__context__
+
+
+async def test_a_file_of_logins_that_is_torn_is_not_held_against_the_registry(
+    tmp_path, monkeypatch, autojump_clock
+):
+    file = tmp_path / "auth.json"
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(file))
+    file.write_text('{"auths": {"127.0.')
+    login = FakeLogin()
+    registry = FakeRegistry([DATA], breaks=login.check)
+
+    def answer(request: Request) -> Reply:
+        return login.give(request) if request.path == "/token" else registry.answer(request)
+
+    async with scripted_server(answer) as server:
+        registry.server = server
+        access = Access(timeout_s=TIMEOUT_S, hosts_dirs=())
+        async with open_source(f"{server.host}/a/b:c", access) as source:
+            reader = await source.open_blob(BLOB)
+            with pytest.raises(RegistryError, match=f"{file}.*not JSON"):
+                await read(reader)
+            assert source.hosts()[0].wrong_answers == 0
+            auth = basic(USER, PASSWORD).removeprefix("Basic ")
+            file.write_text(json.dumps({"auths": {server.host: {"auth": auth}}}))
+            await read(reader)
