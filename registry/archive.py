@@ -6,13 +6,22 @@ import shutil
 import tarfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from glob import escape
 from pathlib import Path
 from typing import BinaryIO
 
 import trio
 
 from registry.errors import ContentError, NotFoundError
-from registry.files import PIECE_BYTES, FileRange, OpenFiles, file_errors
+from registry.files import (
+    PARTIAL,
+    PIECE_BYTES,
+    FileRange,
+    OpenFiles,
+    file_errors,
+    lock,
+    remove_abandoned,
+)
 from registry.layout import INDEX_FILE, LayoutDestination
 from registry.reference import LocalName
 from registry.tarindex import Member, find, scan
@@ -84,15 +93,26 @@ async def open_archive_destination(
     Raises:
         RegistryError: it cannot be written, or no image was tagged.
     """
-    folder = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+    folder = target.with_name(f".{target.name}.{secrets.token_hex(8)}{PARTIAL}")
+    destination = LayoutDestination(name, folder, timeout_s)
+
+    def prepare() -> int:
+        remove_abandoned(target.parent, f"{escape(target.name)}.")
+        destination.prepare()
+        fd = os.open(folder / "blobs", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock(fd)
+        return fd
+
+    fd = -1
     try:
-        destination = LayoutDestination(name, folder, timeout_s)
-        await trio.to_thread.run_sync(destination.prepare)
+        fd = await trio.to_thread.run_sync(prepare)
         yield destination
         if not (folder / INDEX_FILE).exists():
             raise ContentError(f"{name}: no image was written")
         await trio.to_thread.run_sync(_pack, folder, target)
     finally:
+        if fd >= 0:
+            os.close(fd)
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
 

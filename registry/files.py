@@ -4,11 +4,20 @@ Every system call runs in a worker thread. A reader keeps its file open, so a fi
 replaced by another while it is being read goes on giving the bytes it had.
 """
 
+import fcntl
 import os
 import secrets
+import shutil
 import stat
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    aclosing,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +28,12 @@ from registry.errors import ContentError, NotFoundError, TransportError
 from registry.manifest import Descriptor, verify_content
 from registry.pieces import regroup
 from registry.ranges import check_range
+
+PARTIAL = ".partial"
+"""Ends the names of files, hidden ones, that are being written."""
+
+ABANDONED_S = 60
+"""Partial files that are younger may belong to a writer that has not locked them yet."""
 
 PIECE_BYTES = 1 << 20
 """What one worker thread reads or writes at a time: its hand-over costs about 0.1 ms."""
@@ -183,6 +198,42 @@ def check_limit(descriptor: Descriptor, limit_bytes: int, where: str) -> None:
         )
 
 
+def lock(fd: int) -> bool:
+    """Say that a file is being written, for as long as the process lives and has it open.
+
+    False if another one has said so, or the file system has no locks.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def remove_abandoned(folder: Path, pattern: str = "") -> None:
+    """Remove partial files, and folders, whose writers were killed (blocks).
+
+    Args:
+        folder: to look in.
+        pattern: what their names begin with, after the dot.
+    """
+    for path in folder.glob(f".{pattern}*{PARTIAL}"):
+        with suppress(OSError):
+            if path.lstat().st_mtime > time.time() - ABANDONED_S:
+                continue
+            inside = path / "blobs" if path.is_dir() else path
+            fd = os.open(inside, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if not lock(fd):
+                    continue
+                if inside is path:
+                    path.unlink()
+                else:
+                    shutil.rmtree(path)
+            finally:
+                os.close(fd)
+
+
 async def write_blob(
     target: Path, descriptor: Descriptor, data: AsyncIterable[bytes], where: str
 ) -> None:
@@ -194,12 +245,13 @@ async def write_blob(
         ContentError: ``data`` gave other bytes than were promised.
         RegistryError: the file cannot be written.
     """
-    temporary = target.with_name(f".{target.name[:16]}.{secrets.token_hex(8)}.partial")
+    temporary = target.with_name(f".{target.name[:16]}.{secrets.token_hex(8)}{PARTIAL}")
     verifier = DigestVerifier(
         descriptor.digest, descriptor.size_bytes, f"{where}: {descriptor.digest}"
     )
     with file_errors(temporary):
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    lock(fd)
 
     def take(piece: bytes) -> None:
         verifier.update(piece)
@@ -230,7 +282,7 @@ def write_file(target: Path, data: bytes) -> None:
     Raises:
         RegistryError: it cannot be written.
     """
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}.partial")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         with file_errors(target):
             with temporary.open("xb") as file:

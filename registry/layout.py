@@ -15,11 +15,13 @@ import trio
 from registry.digest import Digest
 from registry.errors import ContentError, NotFoundError, TransportError
 from registry.files import (
+    PARTIAL,
     FileRange,
     Members,
     file_errors,
     read_content,
     read_member,
+    remove_abandoned,
     write_blob,
     write_file,
 )
@@ -160,6 +162,11 @@ def check_marker(raw: bytes, where: str) -> None:
         raise ContentError(f"{where}: OCI layout version {version[:20]!r} is not known")
 
 
+def _is_foreign(path: Path) -> bool:
+    """Whether a path of a folder is nothing that the making of a layout leaves there."""
+    return path.name != "blobs" and not path.name.endswith(PARTIAL)
+
+
 class LayoutDestination:
     """One image written into a layout folder (an ``ImageDestination``).
 
@@ -188,10 +195,13 @@ class LayoutDestination:
             self._root.mkdir(parents=True, exist_ok=True)
             if marker.exists():
                 check_marker(marker.read_bytes()[: MARKER_LIMIT_BYTES + 1], str(self._root))
-            elif any(path.name != "blobs" for path in self._root.iterdir()):
+            elif any(_is_foreign(path) for path in self._root.iterdir()):
                 raise ContentError(f"{self._root}: holds something else than an OCI layout")
             for algorithm in ("sha256", "sha512"):
-                (self._root / "blobs" / algorithm).mkdir(parents=True, exist_ok=True)
+                blobs = self._root / "blobs" / algorithm
+                blobs.mkdir(parents=True, exist_ok=True)
+                remove_abandoned(blobs)
+        remove_abandoned(self._root)
         if not marker.exists():
             write_file(marker, encode_json({"imageLayoutVersion": LAYOUT_VERSION}))
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -431,3 +432,66 @@ async def test_a_replaced_file_goes_on_giving_what_it_had(tmp_path):
         (tmp_path / "other").write_bytes(bytes(reader.size_bytes))
         (tmp_path / "other").replace(path)
         assert await reader.fetch(0, reader.size_bytes) == image.layers[0]
+
+
+WRITER = """
+import sys
+import trio
+from registry.digest import Digest
+from registry.manifest import Descriptor
+from registry.transports import open_destination
+
+async def data():
+    yield b"x" * 2_000_000
+    print("writing", flush=True)
+    await trio.sleep_forever()
+
+async def write():
+    async with open_destination(sys.argv[1]) as destination:
+        wanted = Descriptor("application/octet-stream", Digest.of(b""), 4_000_000)
+        await destination.push_blob(wanted, data)
+
+trio.run(write)
+"""
+
+
+def partial(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*.partial")}
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive"])
+def test_what_a_killed_writer_left_goes_when_somebody_writes(tmp_path, transport):
+    write_layout(tmp_path / "in", "v1", FILES)
+    target = f"{transport}:{tmp_path}/[out]/x:v1"
+    (tmp_path / "[out]").mkdir()
+    left: list[set[str]] = []
+    processes = []
+    try:
+        for _ in range(2):
+            writer = subprocess.Popen(
+                [sys.executable, "-c", WRITER, target], stdout=subprocess.PIPE, text=True
+            )
+            processes.append(writer)
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == "writing\n"
+            left.append(partial(tmp_path) - set().union(*left))
+            assert left[-1]
+        for name in set().union(*left):
+            os.utime(tmp_path / name, (100, 100))
+        processes[0].kill()
+        processes[0].wait()
+        trio.run(copy, f"oci:{tmp_path}/in:v1", target)
+        assert partial(tmp_path) == left[1]
+    finally:
+        for writer in processes:
+            writer.kill()
+            writer.communicate()
+    trio.run(copy, f"oci:{tmp_path}/in:v1", target)
+    assert partial(tmp_path) == set()
+
+
+def test_a_layout_whose_first_file_was_not_finished_can_be_written(tmp_path):
+    write_layout(tmp_path / "in", "v1", FILES)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.oci-layout.0123456789abcdef.partial").write_bytes(b"{")
+    trio.run(copy, f"oci:{tmp_path}/in:v1", f"oci:{tmp_path}/out:v1")
