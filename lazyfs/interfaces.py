@@ -87,6 +87,14 @@ class VerifiedReader(Protocol):
         ...
 
 
+class LayerReader(VerifiedReader, Protocol):
+    """A reader whose bytes are also given to who remembers them itself, such as the kernel."""
+
+    async def read_once(self, offset: int, length: int) -> bytes:
+        """As ``read``, without remembering anything: the same bytes are not asked for soon."""
+        ...
+
+
 class ImageTree(Protocol):
     """A read-only tree of files, as FUSE serves it.
 

@@ -106,11 +106,6 @@ class ErofsLayer:
                     f"device {number} has {size} bytes, the image uses {slot.size_bytes}"
                 )
 
-    @property
-    def devices(self) -> Sequence[VerifiedReader]:
-        """The image itself, then its extra devices."""
-        return self._devices
-
     async def inode(self, nid: Nid) -> Inode:
         """The decoded inode."""
         inode = self._inodes.get(self._number, nid)

@@ -1,12 +1,16 @@
 """The chunks of one blob as pieces to fetch and store."""
 
 import hashlib
+from functools import lru_cache
 
 from cache.key import ChunkKey
 from lazyfs.layer.fetcher import Piece
 from lazyfs.model import ByteRange
 from lazyfs.seekable.chunktable import ChunkTable
 from lazyfs.seekable.digests import algorithm_of
+
+KNOWN_PIECES = 128
+"""Chunks of a layer whose description is remembered: making one costs as much as a small read."""
 
 
 class Chunks:
@@ -37,9 +41,10 @@ class Chunks:
         self._form = form if verify else f"unverified{form}"
         self._decompress = form == "data"
         self._verify = verify
+        self.piece = lru_cache(KNOWN_PIECES)(self._piece)
+        """The chunk of an index as the fetcher wants it; the last ones are remembered."""
 
-    def piece(self, index: int) -> Piece:
-        """The chunk as the fetcher wants it."""
+    def _piece(self, index: int) -> Piece:
         table = self.table
         digest = table.digest(index)
         where = table.frame(index)

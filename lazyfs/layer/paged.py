@@ -56,21 +56,38 @@ class PagedReader(ABC):
 
         Cancelled: a fetch that was begun goes on for other readers.
         """
-        if offset < 0 or length < 0 or offset + length > self.size_bytes:
-            raise TruncatedRecordError(
-                f"{length} bytes at offset {offset} pass the end of an image of "
-                f"{self.size_bytes} bytes"
-            )
+        if length > SMALL_BYTES:
+            return await self.read_once(offset, length)
+        self._check_range(offset, length)
         if length == 0:
             return b""
         self.counters.read_bytes += length
-        if length > SMALL_BYTES:
-            return await self.read_proven(offset, length)
         first = offset // PAGE_BYTES
         last = (offset + length - 1) // PAGE_BYTES
         data = b"".join([await self._page(page) for page in range(first, last + 1)])
         start = offset - first * PAGE_BYTES
         return data[start : start + length]
+
+    async def read_once(self, offset: int, length: int) -> bytes:
+        """As ``read``, past the memory: for who remembers what it gets, or wants it only once.
+
+        Raises:
+            As for ``read``.
+
+        Cancelled: as for ``read``.
+        """
+        self._check_range(offset, length)
+        if length == 0:
+            return b""
+        self.counters.read_bytes += length
+        return await self.read_proven(offset, length)
+
+    def _check_range(self, offset: int, length: int) -> None:
+        if offset < 0 or length < 0 or offset + length > self.size_bytes:
+            raise TruncatedRecordError(
+                f"{length} bytes at offset {offset} pass the end of an image of "
+                f"{self.size_bytes} bytes"
+            )
 
     async def _page(self, page: int) -> bytes:
         data = self._pages.get(self._number, page)

@@ -210,7 +210,7 @@ async def _open_layers(
     else:
         tree = SingleTree(layers[0]) if len(layers) == 1 else MergedTree(layers)
     explainer = Explainer(tree, layers, reports, engine.store, engine.failures)
-    return OpenedImage(tree, layer_files(layers), report, explainer)
+    return OpenedImage(tree, opener.layer_files(), report, explainer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +246,19 @@ class LayerOpener:
         self._inodes = InodeMemory()
         self._numbers = shared.numbers
         self._reports: list[tuple[int, LayerReport]] = []
+        self._files: dict[int, list[PagedReader]] = {}
+        """By position: the layer's image, then its devices."""
+        self._obstacle: str | None = None
 
     def ordered_reports(self) -> tuple[LayerReport, ...]:
         """What was opened, bottom layer first, each layer behind what belongs to it."""
         return tuple(report for _, report in sorted(self._reports, key=lambda item: item[0]))
+
+    def layer_files(self) -> LayerFiles:
+        """The layers as files that the kernel can mount."""
+        return LayerFiles(
+            [self._files[position] for position in sorted(self._files)], self._obstacle
+        )
 
     async def open(self, position: int, plan: LayerPlan) -> ErofsLayer:
         """Open the layer at ``position`` of the image, from 1 at the bottom."""
@@ -287,6 +296,9 @@ class LayerOpener:
         found = await all_of(wanted)
         with _naming(f"{self._name} {what}"):
             layer.attach(found)
+        self._files[position] = [reader, *found]
+        if data:
+            self._obstacle = f"{what} shows files of other images"
         return layer
 
     async def reader(self, what: str, plan: LayerPlan, position: int) -> PagedReader:
@@ -321,13 +333,6 @@ class LayerOpener:
         return KeptSpans(blob, descriptor.digest, self._documents)
 
 
-def layer_files(layers: Sequence[ErofsLayer]) -> LayerFiles:
-    """The layers of an image as files that the kernel can mount."""
-    foreign = any(isinstance(layer, RedirectingLayer) for layer in layers)
-    obstacle = "a layer shows files of other images" if foreign else None
-    return LayerFiles([layer.devices for layer in layers], obstacle)
-
-
 @contextmanager
 def _naming(what: str) -> Iterator[None]:
     """Say in errors of what they are."""
@@ -355,7 +360,7 @@ async def _open_local(
         tree = LayersTree([layer]) if in_directories else SingleTree(layer)
         explainer = Explainer(tree, [layer], (), MemoryStore(0), FailureMemory())
         report = LocalReport(name, files, int(in_directories))
-        yield OpenedImage(tree, layer_files([layer]), report, explainer)
+        yield OpenedImage(tree, LayerFiles([files]), report, explainer)
     except OSError as error:
         raise MountError(f"{error.filename}: {error.strerror}") from error
     finally:

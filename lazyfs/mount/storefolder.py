@@ -21,7 +21,7 @@ from cache.errors import CacheError
 from cache.store import ChunkStore
 from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import LazyfsError, MountError, PlanError, SourceUnavailableError
-from lazyfs.interfaces import ImageTree, VerifiedReader
+from lazyfs.interfaces import ImageTree, LayerReader
 from lazyfs.layer.fetcher import Engine
 from lazyfs.mount.assemble import (
     LEAST_LEAF_BYTES,
@@ -356,7 +356,7 @@ class StoreFolder:
 
 async def _open_layer(
     opener: LayerOpener, what: str, plan: LayerPlan, position: int
-) -> VerifiedReader:
+) -> LayerReader:
     try:
         return await opener.reader(what, plan, position)
     except RegistryError as error:

@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from lazyfs.errors import LazyfsError, SourceUnavailableError
-from lazyfs.interfaces import VerifiedReader
+from lazyfs.interfaces import LayerReader
 
 log = logging.getLogger(__name__)
 
-Opener = Callable[[], Awaitable[VerifiedReader]]
+Opener = Callable[[], Awaitable[LayerReader]]
 
 
 class _Attempt:
@@ -31,7 +31,7 @@ class LayerFile:
 
     def __init__(self, nursery: trio.Nursery, opener: Opener) -> None:
         """Open by ``opener``, in a task of ``nursery``."""
-        self.reader: VerifiedReader | None = None
+        self.reader: LayerReader | None = None
         """Once it is open."""
         self.last_error: str | None = None
         """Why the last try failed, if it did."""
@@ -39,7 +39,7 @@ class LayerFile:
         self._opener = opener
         self._attempt: _Attempt | None = None
 
-    async def opened(self) -> VerifiedReader:
+    async def opened(self) -> LayerReader:
         """The layer.
 
         Raises:

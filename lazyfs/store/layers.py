@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lazyfs.interfaces import VerifiedReader
+from lazyfs.interfaces import LayerReader
 from lazyfs.store.tree import FileTree
 
 
@@ -11,9 +11,9 @@ from lazyfs.store.tree import FileTree
 class _OpenFile:
     """A file that was opened before it came here."""
 
-    reader: VerifiedReader
+    reader: LayerReader
 
-    async def opened(self) -> VerifiedReader:
+    async def opened(self) -> LayerReader:
         """The same."""
         return self.reader
 
@@ -21,7 +21,9 @@ class _OpenFile:
 class LayerFiles:
     """A folder with a file for each layer and each of their devices."""
 
-    def __init__(self, layers: Sequence[Sequence[VerifiedReader]], obstacle: str | None) -> None:
+    def __init__(
+        self, layers: Sequence[Sequence[LayerReader]], obstacle: str | None = None
+    ) -> None:
         """Make files.
 
         Args:

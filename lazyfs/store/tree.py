@@ -19,7 +19,7 @@ from lazyfs.errors import (
     NotYetThereError,
     SourceUnavailableError,
 )
-from lazyfs.interfaces import VerifiedReader
+from lazyfs.interfaces import LayerReader
 from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, NodeId
 
 FOLDER_MODE = stat.S_IFDIR | 0o555
@@ -35,11 +35,11 @@ class File(Protocol):
     """What a file has to offer."""
 
     @property
-    def reader(self) -> VerifiedReader | None:
+    def reader(self) -> LayerReader | None:
         """Its bytes, if it is open."""
         ...
 
-    async def opened(self) -> VerifiedReader:
+    async def opened(self) -> LayerReader:
         """Its bytes; it is opened if need be.
 
         Raises:
@@ -149,7 +149,7 @@ class FileTree:
         if isinstance(file, _Folder):
             raise NotAFileNodeError(f"node {node} is a folder")
         reader = file.reader or await file.opened()
-        return await reader.read(offset, max(0, min(length, reader.size_bytes - offset)))
+        return await reader.read_once(offset, max(0, min(length, reader.size_bytes - offset)))
 
     async def link_target(self, node: NodeId) -> bytes:
         """There are no symbolic links."""

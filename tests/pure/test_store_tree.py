@@ -23,6 +23,9 @@ class Bytes:
     async def read(self, offset: int, length: int) -> bytes:
         return self._data[offset : offset + length]
 
+    async def read_once(self, offset: int, length: int) -> bytes:
+        return await self.read(offset, length)
+
 
 async def test_a_file_is_found_listed_and_read(nursery: trio.Nursery):
     async def opener() -> Bytes:
