@@ -79,6 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="show each layer in a directory of its own, DIR/0 being the bottom one, as overlayfs "
         "wants them: with whiteouts and opaque marks; prints the lowerdir= option for it",
     )
+    parser.add_argument(
+        "--promote",
+        action="store_true",
+        help="with the kernel driver: fetch everything, then put local files in the place of the "
+        "lazy ones; from then on the mount needs neither daemon nor registry",
+    )
     add_platform(parser)
     group = parser.add_argument_group("fetching and keeping")
     add_fetching(group)
@@ -218,12 +224,15 @@ def run(args: argparse.Namespace) -> int:
     options = replace(
         fetching_options(args),
         driver=args.driver,
-        prefetch=args.prefetch,
+        promote=args.promote,
+        prefetch="all" if args.promote else args.prefetch,
         layers=args.layers,
         allow_other=args.allow_other,
         suid=args.suid,
         dev=args.dev,
     )
+    if args.promote and args.driver == FUSE:
+        raise MountError("--promote goes with --driver kernel or auto")
     if (args.suid or args.dev) and os.geteuid() != 0:
         raise MountError("--suid and --dev are for root only")
     if args.rw is not None and (args.layers or args.foreground):

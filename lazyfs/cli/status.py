@@ -74,6 +74,10 @@ def _facts(document: Document) -> list[tuple[str, str]]:
         ("driver", f"{document.get('driver') or '-'}: {document.get('driver_why') or '-'}"),
         ("survives", _survival(_object(document.get("survival")))),
     ]
+    if promotion := _object(document.get("promotion")):
+        text = f"{promotion.get('local')} of {promotion.get('files')} files are local"
+        problem = promotion.get("problem")
+        facts.append(("promotion", f"{text}; {problem}" if problem else text))
     if store := _object(document.get("store")):
         facts.append(("store", _store(store)))
     if isinstance(document.get("lazy"), bool):

@@ -22,11 +22,10 @@ from lazyfs.errors import LazyfsError
 from lazyfs.fuse.errno_table import first_cause
 from lazyfs.mount.daemon import raise_file_limit, serve_mount
 from lazyfs.mount.keeper import our_supervisor
-from lazyfs.mount.life import Custody, End
+from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.logs import FORMATS, LogChoice, log_to_stderr
 from lazyfs.mount.options import ImageOpener
 from lazyfs.mount.request import MountRequest, about
-from lazyfs.mount.supervision import HANDED_OVER
 from registry.errors import RegistryError
 
 EXPECTED_ERRORS = (LazyfsError, RegistryError, CacheError, OSError)
@@ -139,4 +138,4 @@ def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int
             with contextlib.suppress(OSError):
                 starter.finish("error", text)
         return 1
-    return HANDED_OVER if end is End.HANDED_OVER else 0
+    return EXIT_STATUS.get(end, 0)

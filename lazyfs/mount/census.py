@@ -39,6 +39,8 @@ def _document(mount: KnownMount) -> dict[str, object]:
     document["survival"] = _survival(mount)
     daemon = roles.holder(mount.folder.processes, roles.DAEMON)
     report = mount.folder.supervisor_report()
+    if mount.local and not mount.alive:
+        return document | {"state": "local"}
     if not mount.alive:
         problem = "the daemon has died; lazyfs umount tidies up"
         if report is None and mount.state.kept_by is not None:

@@ -32,6 +32,7 @@ from lazyfs.mount.keeper import Keeper
 from lazyfs.mount.kerneldriver import Driver, KernelDriverError, choose, stack
 from lazyfs.mount.life import SIGNALS, Custody, End, Life
 from lazyfs.mount.options import AUTO, FUSE, KERNEL, ImageOpener, MountedImage
+from lazyfs.mount.promotion import Promotion
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import RuntimeFolder
 from lazyfs.mount.tuning import raise_max_background, read_further_ahead
@@ -113,6 +114,11 @@ async def _serve_by(
         _size_bytes(_layers(image)),
         TIMEOUT_ERRNOS[request.options.on_timeout],
     )
+    promotion = None
+    if life.options.promote and files is not None:
+        promotion = Promotion(life, files)
+    elif life.options.promote:
+        log.warning("the mount goes on needing its daemon: the kernel does not serve it")
     await _check_root(request.image, operations, image)
     if not life.taken_over:
         _warn_of_notes(_layers(image))
@@ -122,6 +128,8 @@ async def _serve_by(
         await attached.finish()
         life.announce()
         on_ready()
+        if promotion is not None:
+            await promotion.run(life.state.loops or {})
 
     def document() -> dict[str, object]:
         fuse = operations.counters.as_document(trio.current_time())
@@ -131,6 +139,7 @@ async def _serve_by(
             "fuse": fuse,
             "metrics": served if request.options.metrics else None,
             "survival": life.survival(),
+            "promotion": None if promotion is None else promotion.as_document(),
         }
 
     scrapes = _open_metrics(life)
@@ -242,7 +251,7 @@ async def _attach(
         life.device = connection.descriptor
 
         async def finish() -> None:
-            await stack(request, choice, files, folder_mount)
+            life.on_loops(await stack(request, choice, files, folder_mount))
             life.made(image.pin, *_keep(life, connection))
 
         return _Attachment(operations.adopted(connection.descriptor), finish)

@@ -110,7 +110,7 @@ def _folders(base: Path, mounts: list[KnownMount]) -> Iterator[Finding]:
     """What is left of mounts in the runtime folder."""
     known = {mount.folder.path for mount in mounts}
     for mount in mounts:
-        if mount.alive:
+        if mount.alive or mount.local:
             continue
         if mount.mounted:
             yield Finding(

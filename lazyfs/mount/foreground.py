@@ -6,11 +6,10 @@ import trio
 
 from lazyfs.fuse.errno_table import first_cause
 from lazyfs.mount.daemon import raise_file_limit, serve_mount
-from lazyfs.mount.life import Custody, End
+from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.openers import open_named
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.service import Service
-from lazyfs.mount.supervision import HANDED_OVER
 
 
 def serve_in_foreground(
@@ -37,4 +36,4 @@ def serve_in_foreground(
         raise
     if end is End.UNBORN:
         raise KeyboardInterrupt
-    return HANDED_OVER if end is End.HANDED_OVER else 0
+    return EXIT_STATUS.get(end, 0)

@@ -3,6 +3,7 @@
 ``docs/drivers.md`` compares it with ``fuse``, where we serve the files of the image ourselves.
 """
 
+import json
 import logging
 import os
 import subprocess
@@ -65,7 +66,7 @@ def choose(options: MountOptions, image: MountedImage, unkept: str | None) -> Dr
     return Driver(FUSE, f"the kernel driver cannot be used: {obstacle}")
 
 
-def _obstacle(image: MountedImage, unkept: str | None) -> str | None:
+def _obstacle(options: MountOptions, image: MountedImage, unkept: str | None) -> str | None:
     """Why the kernel driver cannot be used for an image; None if it may be tried."""
     files = image.layer_files
     if os.geteuid() != 0:
@@ -74,6 +75,8 @@ def _obstacle(image: MountedImage, unkept: str | None) -> str | None:
         return unkept
     if files is None:
         return "it has no layers"
+    if options.layers:
+        return "it puts layers together, and --layers wants them apart"
     if files.obstacle is not None:
         return files.obstacle
     known = Path("/proc/filesystems").read_text().split()
@@ -85,7 +88,7 @@ def _obstacle(image: MountedImage, unkept: str | None) -> str | None:
 
 async def stack(
     request: MountRequest, choice: MountChoice, files: LayerFiles, folder_mount: int
-) -> None:
+) -> dict[str, str]:
     """Have the kernel put the layers together on the mountpoint; the daemon serves meanwhile.
 
     Args:
@@ -93,6 +96,9 @@ async def stack(
         choice: how.
         files: what the daemon serves.
         folder_mount: descriptor of that mount; it is closed.
+
+    Returns:
+        The loop devices that were needed, by the names of the layer files.
 
     Raises:
         KernelDriverError: it does not; nothing is left of it.
@@ -107,6 +113,7 @@ async def stack(
         | (0 if choice.suid else MOUNT_ATTR_NOSUID)
         | (0 if choice.dev else MOUNT_ATTR_NODEV),
         read_ahead_kb=READ_AHEAD_KB,
+        loop=request.options.promote,
     )
     timeout_s = request.options.timeout_s
     try:
@@ -130,3 +137,5 @@ async def stack(
         why = said[-1] if said else f"status {done.returncode}"
         raise KernelDriverError(f"the kernel does not mount the layers: {why}")
     log.info("the kernel has mounted %d layers", len(files.names))
+    loops: dict[str, str] = json.loads(done.stdout)
+    return loops

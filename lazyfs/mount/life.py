@@ -14,11 +14,12 @@ import trio
 from lazyfs.errors import MountError
 from lazyfs.fuse import session
 from lazyfs.mount.keeper import Keeper
+from lazyfs.mount.loops import are_local
 from lazyfs.mount.mountinfo import current_mounts, top_mount
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import MountState
 from lazyfs.mount.service import descriptor_name
-from lazyfs.mount.supervision import ENDING_SIGNALS, RESTART_SIGNAL
+from lazyfs.mount.supervision import ENDING_SIGNALS, HANDED_OVER, LOCAL, RESTART_SIGNAL
 from lazyfs.mount.unmount import detach
 
 SIGNALS = (*ENDING_SIGNALS, RESTART_SIGNAL)
@@ -32,6 +33,11 @@ class End(enum.Enum):
     UNBORN = "it did not come to a mount"
     OVER = "the mount is gone"
     HANDED_OVER = "another daemon shall go on"
+    LOCAL = "the mount needs no daemon any more"
+
+
+EXIT_STATUS = {End.HANDED_OVER: HANDED_OVER, End.LOCAL: LOCAL}
+"""Of the daemon, by how it ended; else 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,10 @@ class Life:
         kept = self.state.kept_by is not None and self._announced
         if self.end is End.HANDED_OVER or (died and kept):
             return
+        if kind is None and are_local(self.state.loops) and self.is_in_place():
+            # The kernel has ended our FUSE mount, though DIR is there: nobody needs it any more.
+            self.end = End.LOCAL
+            return
         if self.keeper is not None:
             self.keeper.drop(self.fd_name)
         if self.device is not None:
@@ -101,6 +111,10 @@ class Life:
     def fd_name(self) -> str:
         """Under which the keeper knows the mount."""
         return descriptor_name(self.request.folder)
+
+    def on_loops(self, loops: dict[str, str]) -> None:
+        """Note the loop devices that were made for the mount."""
+        self.state = replace(self.state, loops=loops)
 
     def driven_by(self, name: str, why: str) -> None:
         """Note what serves the files."""

@@ -73,6 +73,8 @@ class MountOptions:
     """Where to serve metrics (``lazyfs.mount.metricsaddress``); None: nowhere."""
     driver: str = FUSE
     """What serves the files: ``fuse``, ``kernel``, or ``auto``: the second where it can be had."""
+    promote: bool = False
+    """With the driver ``kernel``: make the layers local files once all of them is here."""
     pin: str | None = None
     """No choice of the user: exactly what was mounted (``MountedImage.pin``), where a daemon takes
     a mount over; None: what the image's name means now."""

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from lazyfs.errors import MountError
 from lazyfs.mount import roles
+from lazyfs.mount.loops import are_local
 from lazyfs.mount.mountinfo import MountEntry, current_mounts, top_mount
 from lazyfs.mount.supervision import REPORT_NAME
 
@@ -55,6 +56,8 @@ class MountState:
     driver_why: str | None = None
     changes: str | None = None
     """Where a mount that can be written to keeps what is written; None: it cannot be."""
+    loops: dict[str, str] | None = None
+    """The loop devices under a mount of the kernel driver, by the names of the layer files."""
     restarts: int = 0
     """How often another daemon took over."""
     cache_dir: str | None = None
@@ -144,6 +147,11 @@ class KnownMount:
     """Its supervisor or its daemon lives, or both."""
     mounted: bool
     """The kernel has the mount in its place."""
+
+    @property
+    def local(self) -> bool:
+        """Whether it needs no daemon (``lazyfs.mount.promotion``)."""
+        return self.mounted and are_local(self.state.loops)
 
 
 def base_folder() -> Path:

@@ -6,8 +6,9 @@ nobody else ever sees the parts. Only the finished tree is put on the mountpoint
 process ends the namespace goes, and what is left is held by that tree alone: taking it down
 takes all down, by whomever and in whatever way.
 
-Run as a file with one argument, a ``StackRequest`` in JSON. Exit status 0: done. Otherwise the last
-line on standard error says why. Free of imports that cost time.
+Run as a file with one argument, a ``StackRequest`` in JSON. Exit status 0: done, and standard
+output has what ``stack`` returns. Otherwise the last line on standard error says why. Free of
+imports that cost time.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ import json
 import os
 import struct
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import Self
 
 if not __package__:
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH100, PTH120 - pathlib costs time
@@ -58,8 +59,8 @@ class StackRequest:
     attributes: int
     """Of the mount: ``MOUNT_ATTR_…``."""
     read_ahead_kb: int
-    options: tuple[str, ...] = ()
-    """For each EROFS."""
+    loop: bool = False
+    """Use loop devices, whatever the kernel can do without."""
 
     def to_json(self) -> str:
         """One line that ``from_json`` reads."""
@@ -71,8 +72,58 @@ class StackRequest:
         return cls(**json.loads(text))
 
 
-def stack(request: StackRequest) -> None:
+class LoopDevices:
+    """Loop devices on files, each of which goes with its last user; we are one for the block."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, str] = {}
+        self._open: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for device in self._open:
+            os.close(device)
+
+    def make(self, name: str, file: str) -> str:
+        """A loop device on ``file``, known as ``name``; where there is one, the same.
+
+        Raises:
+            OSError.
+        """
+        if name not in self.paths:
+            backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self.paths[name] = self._configure(backing)
+            finally:
+                os.close(backing)
+        return self.paths[name]
+
+    def _configure(self, backing: int) -> str:
+        configuration = LOOP_CONFIG.pack(backing, 0, LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR)
+        for _ in range(MAX_LOOP_TRIES):
+            control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
+            path = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
+            os.close(control)
+            device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device, LOOP_CONFIGURE, configuration)
+            except OSError as error:
+                os.close(device)
+                if error.errno != errno.EBUSY:  # somebody else was quicker
+                    raise
+            else:
+                self._open.append(device)
+                return path
+        raise OSError(errno.EBUSY, "no loop device is free")
+
+
+def stack(request: StackRequest) -> dict[str, str]:
     """Make the tree and put it on its mountpoint.
+
+    Returns:
+        The loop devices that were needed, by the names of the layer files.
 
     Raises:
         OSError: and nothing is left of it.
@@ -86,14 +137,15 @@ def stack(request: StackRequest) -> None:
     os.mkdir(FILES)  # noqa: PTH102
     attach(request.folder_mount, f"{request.workshop}/{FILES}")
     # Before files are opened: they take over what holds then.
-    _read_ahead(FILES, request.read_ahead_kb)
-    with contextlib.ExitStack() as loops:
+    _read_ahead(os.stat(FILES), request.read_ahead_kb)  # noqa: PTH116
+    with LoopDevices() as loops:
         tree = _tree(request, loops)
         _check(_libc.setns(visible, CLONE_NEWNS), "setns")
         attach(tree, request.mountpoint)
+        return loops.paths
 
 
-def _tree(request: StackRequest, loops: contextlib.ExitStack) -> int:
+def _tree(request: StackRequest, loops: LoopDevices) -> int:
     """The mount of all layers."""
     layers = request.layers
     if len(layers) == 1:
@@ -105,72 +157,41 @@ def _tree(request: StackRequest, loops: contextlib.ExitStack) -> int:
             os.mkdir(place)  # noqa: PTH102
             image = f"{request.source} {number}"
             attach(_layer(request, layers[number], image, MOUNT_ATTR_RDONLY, loops), place)
-            _read_ahead(place, request.read_ahead_kb)
             overlay.set("lowerdir+", place)
         return overlay.mount(request.attributes)
 
 
 def _layer(
-    request: StackRequest,
-    names: list[str],
-    source: str,
-    attributes: int,
-    loops: contextlib.ExitStack,
+    request: StackRequest, names: list[str], source: str, attributes: int, loops: LoopDevices
 ) -> int:
     """The mount of one layer: from its file, or where the kernel cannot, by loop devices."""
-    image, *devices = (f"{request.workshop}/{FILES}/{name}" for name in names)
     link = source.replace("/", "_")
-    os.symlink(image, link)  # noqa: PTH211 - its name is what the list of mounts shows
-    try:
-        return _erofs(link, devices, attributes, request.options)
-    except OSError as error:
-        if error.errno != errno.ENOTBLK:
-            raise
-    devices = [loops.enter_context(_loop(device)) for device in devices]
-    return _erofs(loops.enter_context(_loop(image)), devices, attributes, ())
+    files = [f"{request.workshop}/{FILES}/{name}" for name in names]
+    os.symlink(files[0], link)  # noqa: PTH211 - its name is what the list of mounts shows
+    if not request.loop:
+        try:
+            return _erofs(request, link, files[1:], attributes)
+        except OSError as error:
+            if error.errno != errno.ENOTBLK:
+                raise
+    devices = [loops.make(*item) for item in zip(names, files, strict=True)]
+    return _erofs(request, devices[0], devices[1:], attributes)
 
 
-def _erofs(source: str, devices: list[str], attributes: int, options: tuple[str, ...]) -> int:
+def _erofs(request: StackRequest, source: str, devices: list[str], attributes: int) -> int:
     with FileSystem("erofs") as erofs:
         erofs.set("source", source)
+        erofs.set("ro")  # a read-only loop device wants it said
         for device in devices:
             erofs.set("device", device)
-        for option in options:
-            erofs.set(*option.split("=", 1))
-        return erofs.mount(attributes)
+        made = erofs.mount(attributes)
+    _read_ahead(os.fstat(made), request.read_ahead_kb)
+    return made
 
 
-@contextlib.contextmanager
-def _loop(file: str) -> Iterator[str]:
-    """A loop device on a file, which is let go of with its last user."""
-    backing = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        for _ in range(MAX_LOOP_TRIES):
-            control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
-            path = f"/dev/loop{fcntl.ioctl(control, LOOP_CTL_GET_FREE)}"
-            os.close(control)
-            device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            flags = LO_FLAGS_READ_ONLY | LO_FLAGS_AUTOCLEAR
-            try:
-                fcntl.ioctl(device, LOOP_CONFIGURE, LOOP_CONFIG.pack(backing, 0, flags))
-                break
-            except OSError as error:
-                os.close(device)
-                if error.errno != errno.EBUSY:  # somebody else was quicker
-                    raise
-        else:
-            raise OSError(errno.EBUSY, "no loop device is free")
-    finally:
-        os.close(backing)
-    try:
-        yield path
-    finally:
-        os.close(device)
-
-
-def _read_ahead(place: str, kilobytes: int) -> None:
-    """Let the kernel read further ahead from the file system at ``place``; best effort."""
-    device = os.stat(place).st_dev  # noqa: PTH116
+def _read_ahead(root: os.stat_result, kilobytes: int) -> None:
+    """Let the kernel read further ahead from the file system with that root; best effort."""
+    device = root.st_dev
     path = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
     with contextlib.suppress(OSError), open(path, "w") as file:  # noqa: PTH123
         file.write(str(kilobytes))
@@ -185,7 +206,7 @@ def _check(result: int, what: str) -> None:
 def main() -> int:
     """Do what the argument says."""
     try:
-        stack(StackRequest.from_json(sys.argv[1]))
+        print(json.dumps(stack(StackRequest.from_json(sys.argv[1]))))  # noqa: T201 - likewise
     except OSError as error:
         print(error.strerror or error, file=sys.stderr)  # noqa: T201 - that is our answer
         return 1

@@ -14,6 +14,9 @@ RESTART_SIGNAL = signal.SIGUSR1
 HANDED_OVER = 75
 """Exit status of a daemon that wants another one to go on (EX_TEMPFAIL in sysexits.h)."""
 
+LOCAL = 76
+"""Exit status of a daemon whose mount stays, and needs none any more."""
+
 WATCHDOG_S = 60.0
 """A daemon that says nothing for so long, starting or serving, hangs, and is killed."""
 

@@ -31,6 +31,7 @@ from lazyfs.mount.supervision import (
     ENDING_SIGNALS,
     GAVE_UP,
     HANDED_OVER,
+    LOCAL,
     PAUSING,
     REPORT_NAME,
     RESTART_SIGNAL,
@@ -235,6 +236,8 @@ class Supervisor:
         served = self._phase == SERVING
         self._child, self._deadline_s, self._phase = None, None, PAUSING
         self._last_end = _how(status)
+        if status == LOCAL or (self._is_gone() and not self._ending and self._is_local()):
+            return 0  # and the runtime folder stays, for who asks and unmounts
         if not self._was_ready and status != 0:
             self._remove_mount()
             return _like(status)
@@ -295,6 +298,16 @@ class Supervisor:
         watch = select.poll()
         watch.register(self._device, 0)
         return bool(watch.poll(0))
+
+    def _is_local(self) -> bool:
+        """Whether the mount needs no daemon any more, however the last one ended."""
+        from lazyfs.mount.loops import are_local  # only now: it costs memory
+
+        try:
+            with open(f"{self._folder}/state.json") as file:  # noqa: PTH123
+                return are_local(json.load(file).get("loops"))
+        except (OSError, ValueError):
+            return False
 
     def _finish(self) -> int:
         """The mount is over: leave nothing of it."""

@@ -47,7 +47,8 @@ def unmount(directory: str, *, lazy: bool) -> None:
         _forget_dead(directory, here)
         return
     with _watched(known) as processes:
-        detach(mountpoint, lazy=lazy or (known is not None and not processes))
+        dead = known is not None and not processes and not known.local
+        detach(mountpoint, lazy=lazy or dead)
         if known is None or (lazy and processes):
             return
         for process in processes:

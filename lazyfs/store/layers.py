@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lazyfs.interfaces import LayerReader
-from lazyfs.store.tree import FileTree
+from lazyfs.store.tree import FileTree, node_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +32,18 @@ class LayerFiles:
         """
         self.tree = FileTree()
         self.obstacle = obstacle
+        self.readers: dict[str, LayerReader] = {}
+        """By the names of the files."""
         self.names: list[list[str]] = []
         """Bottom layer first: the image, then its devices."""
         for number, devices in enumerate(layers):
             names = [f"{number}.erofs", *(f"{number}-{i}.device" for i in range(1, len(devices)))]
             for name, reader in zip(names, devices, strict=True):
                 self.tree.add((name.encode(),), _OpenFile(reader))
+                self.readers[name] = reader
             self.names.append(names)
+
+    @staticmethod
+    def inode_of(name: str) -> int:
+        """The inode number that a file has."""
+        return node_of((name.encode(),))
