@@ -57,7 +57,7 @@ def choose(options: MountOptions, image: MountedImage, unkept: str | None) -> Dr
     """
     if options.driver == FUSE:
         return Driver(FUSE, "asked for, or not asked otherwise")
-    obstacle = "--layers" if options.layers else _obstacle(image, unkept)
+    obstacle = _obstacle(options, image, unkept)
     if obstacle is None:
         why = "asked for" if options.driver == KERNEL else "root, and the kernel can mount EROFS"
         return Driver(KERNEL, why)
