@@ -150,6 +150,7 @@ class LocalReport:
                     "size_bytes": file.size_bytes,
                     "blob_bytes": file.size_bytes,
                     "chunks": 0,
+                    "cached_bytes": 0,
                     "chunks_cached": 0,
                     **_counts(file.counters),
                 }

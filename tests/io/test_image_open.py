@@ -46,6 +46,7 @@ LAYER = {
     "size_bytes",
     "blob_bytes",
     "chunks",
+    "cached_bytes",
     "chunks_cached",
     "fetched_bytes",
     "requests",
