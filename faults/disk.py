@@ -301,6 +301,12 @@ FAULTS = (
         partial(harmed_meanwhile, halve),
     ),
     Fault(
+        "cache-folders",
+        "a folder in place of each cached file, while mounted",
+        TWICE,
+        partial(harmed_meanwhile, make_folder),
+    ),
+    Fault(
         "cache-unlinked",
         "each cached file is removed while mounted",
         TWICE,
