@@ -11,6 +11,7 @@ Examples:
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 
@@ -56,6 +57,8 @@ def main() -> int:
     if os.geteuid() != 0:
         print("python -m faults: must be run by root: it mounts", file=sys.stderr)
         return 2
+    # Ended from outside it tidies up as after Ctrl-C: once the faults under way are over.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     began = time.monotonic()
     results = []
     console = Console(stderr=True)
