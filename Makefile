@@ -14,7 +14,7 @@ LOCK := $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-em
 
 # What building and running lazyfs needs, and what the tests and benchmarks need besides.
 PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3
-TEST_PACKAGES := docker-registry skopeo umoci crun fuse-overlayfs busybox-static erofs-utils cryptsetup-bin \
+TEST_PACKAGES := docker-registry skopeo umoci crun fuse-overlayfs busybox-static erofs-utils e2fsprogs cryptsetup-bin \
 	zstd debootstrap attr acl systemd curl containerd runc
 
 # Packages of $(1) that dpkg does not have are installed; nothing is asked when all are there.
