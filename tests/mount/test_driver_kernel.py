@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import random
 import select
@@ -173,6 +174,19 @@ def test_without_any_daemon_nobody_hangs(image: ConvertedImage, tmp_path: Path):
         lazyfs("umount", mount.path)
         assert kernel_type(mount.path) is None
         assert not mount.folder.exists()
+
+
+def test_it_can_be_written_to_by_an_overlay(image: ConvertedImage, tmp_path: Path):
+    options = (*KERNEL, "--rw", "--cache-dir", tmp_path / "cache")
+    with mounted(image.name, tmp_path / "mnt", *options) as mount:
+        with (mount.path / "big").open("ab") as file:
+            file.write(b"more")
+        assert (mount.path / "big").read_bytes() == FILES["big"] + b"more"
+        assert mount.status()["driver"] == "kernel"
+        findings = json.loads(lazyfs("doctor", "--json", check=False).stdout)
+        here = [finding for finding in findings if finding["about"] == os.fspath(mount.path)]
+        assert here
+        assert all(finding["level"] == "ok" for finding in here)
 
 
 def test_permissions_are_those_asked_for(image: ConvertedImage, tmp_path: Path):
