@@ -46,8 +46,9 @@ ROOT = 1
 MAX_BACKGROUND = 512
 """Reads of pages that may be under way. One layer whose registry does not answer may hold hundreds,
 and the kernel would let reads of other layers wait behind them."""
-CONGESTION_THRESHOLD = 48
-"""While so many are, the kernel reads nothing ahead but what a process waits for."""
+CONGESTION_THRESHOLD = MAX_BACKGROUND
+"""While so many are, the kernel reads small files page by page, by requests that keep a killed
+process from ending: it takes for read-ahead what is not (``fuse_readahead`` in fs/fuse/file.c)."""
 MAX_PAGES = 256
 """1 MiB in one read; the kernel's own limit (``fs.fuse.max_pages_limit``)."""
 MAX_WRITE_BYTES = 4096

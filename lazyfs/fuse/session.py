@@ -22,9 +22,9 @@ GRACE_S = 2.0
 
 WAKE_UP_S = 1.0
 
-REQUESTS_AT_ONCE = MAX_BACKGROUND + 256
-"""Requests that are handled at once: more than reads of pages, so that lookups get through. The
-kernel keeps the others. A waiting one costs some 20 KiB of memory."""
+REQUESTS_AT_ONCE = MAX_BACKGROUND + 1536
+"""Requests that are handled at once: many more than reads of pages, so that lookups get through.
+The kernel keeps the others. A waiting one costs some 30 KiB of memory."""
 
 
 @contextlib.contextmanager

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.fuse.protocol import MAX_BACKGROUND
+from lazyfs.fuse.session import REQUESTS_AT_ONCE
 from tests.support.converted import ConvertedImage, push_and_convert
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.lazy_mounts import LazyMount, mounted
 from tests.support.mounting import COMMAND_WITHIN_S, needs_fuse
 from tests.support.registry_server import RegistryServer
+from tests.support.soak import sample
 from tests.support.tiny_image import write_layout
 
 pytestmark = [pytest.mark.mount, needs_fuse]
@@ -26,14 +29,19 @@ HOLDERS = 200
 """More than any limit on requests under way used to be."""
 MAX_ASKING = 300
 
+MANY = 1200
+MOST_RSS_BYTES = 256 << 20
+MOST_FILES = 600
+
 READ_AT_ONCE = """
 import json, os, sys, threading
 names = json.load(sys.stdin)
+threading.stack_size(256 << 10)
 right = []
 def read(name, seed):
     with open(name, "rb", buffering=0) as file:
-        data = file.read(65536)
-    right.append(data == (b"%08d" % seed) * 8192)
+        data = file.read()
+    right.append(data == (b"%08d" % seed) * (len(data) // 8) and len(data) > 0)
 threads = [threading.Thread(target=read, args=item) for item in names]
 for thread in threads:
     thread.start()
@@ -43,8 +51,8 @@ sys.exit(0 if right == [True] * len(names) else 1)
 """
 
 
-def content(seed: int) -> bytes:
-    return (b"%08d" % seed) * (SIZE // 8)
+def content(seed: int, size: int = SIZE) -> bytes:
+    return (b"%08d" % seed) * (size // 8)
 
 
 @pytest.fixture(scope="module")
@@ -101,4 +109,35 @@ def test_a_layer_that_does_not_come_leaves_the_others_alone(
         assert mount.status()["fuse"]["in_flight"] >= HOLDERS
         proxy.held = None
         assert waiting.wait(COMMAND_WITHIN_S) == 0
+        assert mount.failures() == {}
+
+
+@pytest.fixture(scope="module")
+def many(registry: RegistryServer, work_folder: Path) -> ConvertedImage:
+    layout = work_folder / "many"
+    files = {f"many/{number:03}": content(number, SIZE // 4) for number in range(MANY)}
+    write_layout(layout, "tar", [files])
+    options = ("--chunk-size", "16KiB")
+    return push_and_convert(layout, "tar", "many", registry, work_folder / "raw-m", *options)
+
+
+def test_what_thousands_of_readers_cost_is_bounded(
+    many: ConvertedImage, proxy: FaultyProxy, tmp_path: Path
+):
+    options = ("--cache-dir", tmp_path / "cache", "--timeout", "0")
+    with mounted(many.name_at(proxy.host), tmp_path / "mnt", *options) as mount:
+        assert len(os.listdir(mount.path / "many")) == MANY
+        proxy.held = many.manifest["layers"][0]["digest"].encode()
+        waiting = readers(mount, "many", MANY)
+        wait_for_requests(mount, MAX_BACKGROUND)
+        assert mount.status()["fuse"]["in_flight"] <= REQUESTS_AT_ONCE
+        assert not os.path.lexists(mount.path / "absent")  # what is no read of pages gets through
+        proxy.held = None
+        samples = []
+        while waiting.poll() is None:
+            samples.append(sample(mount.pid))
+            mount.status()
+        assert waiting.returncode == 0
+        assert max(found.rss_bytes for found in samples if found) < MOST_RSS_BYTES
+        assert max(found.files for found in samples if found) < MOST_FILES
         assert mount.failures() == {}
