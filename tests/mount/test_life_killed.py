@@ -37,10 +37,10 @@ def test_others_go_on_waiting(tmp_path: Path):
     with mounted("basic", tmp_path, "--timeout", "0") as mount:
         mount.switch("held", on=True)
         processes = [
-            subprocess.Popen(["ls", mount.path / "held0"], stderr=subprocess.DEVNULL)
-            for _ in range(2)
+            subprocess.Popen(["ls", mount.path / f"held{number}"], stderr=subprocess.DEVNULL)
+            for number in range(2)  # who waits for another's lookup of a name ends with it
         ]
-        mount.wait_for_request()
+        mount.wait_for_request(2)
         processes[0].kill()
         assert processes[0].wait(COMMAND_WITHIN_S) == -signal.SIGKILL
         assert processes[1].poll() is None
