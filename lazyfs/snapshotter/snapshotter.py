@@ -183,6 +183,7 @@ class Snapshotter:
 
     def _create(self, key: str, parent: str, kind: Kind, labels: Mapping[str, str]) -> list[Mount]:
         parents = self._metadata.chain(parent)
+        self._ready(parents)
         with self._making:
             snapshot = self._metadata.create(key, parent, kind, labels)
             try:
@@ -200,15 +201,10 @@ class Snapshotter:
         files.chmod(0o755)
         if snapshot.kind is Kind.ACTIVE:
             (files.parent / "work").mkdir(mode=0o711)
-        if parent is not None and parent.layer is None:
-            # The root directory of a container is that of its upper directory.
+        if parent is not None:  # the root directory of a container is that of its upper directory
             status = self._files(parent).stat()
-        elif parent is not None and parent.layer is not None:
-            status = self._layers.mount(parent.layer).stat()
-        else:
-            return
-        os.chown(files, status.st_uid, status.st_gid)
-        files.chmod(status.st_mode & 0o7777)
+            os.chown(files, status.st_uid, status.st_gid)
+            files.chmod(status.st_mode & 0o7777)
 
     def mounts(self, key: str) -> list[Mount]:
         """How to mount an active snapshot or a view.
@@ -217,12 +213,23 @@ class Snapshotter:
             LazyfsError.
         """
         snapshot, *parents = self._metadata.chain(key)
+        self._ready(parents)
         return self._mounts(snapshot, parents)
 
+    def _ready(self, snapshots: list[Snapshot]) -> None:
+        """Have all lazy layers in their places, also after a crash or a restart.
+
+        Raises:
+            LazyfsError.
+        """
+        for snapshot in snapshots:
+            if snapshot.layer is not None:
+                self._layers.mount(snapshot.layer)
+                if not self._files(snapshot).is_symlink():
+                    with self._making:
+                        self._link(snapshot)
+
     def _mounts(self, snapshot: Snapshot, parents: list[Snapshot]) -> list[Mount]:
-        for parent in parents:
-            if parent.layer is not None:
-                self._layers.mount(parent.layer)
         files = os.fspath(self._files(snapshot))
         lower = [os.fspath(self._files(parent)) for parent in parents]
         active = snapshot.kind is Kind.ACTIVE
