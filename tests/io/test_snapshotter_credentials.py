@@ -98,6 +98,11 @@ def proxied(book: CredentialBook, tmp_path: Path) -> Iterator[tuple[Upstream, gr
     server.stop(None).wait()
 
 
+def call(channel: grpc.Channel, method: str, request: bytes) -> bytes:
+    passed: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
+    return passed(request, timeout=10)
+
+
 async def test_a_pulls_credentials_are_kept_on_their_way(
     proxied: tuple[Upstream, grpc.Channel], book: CredentialBook
 ):
@@ -105,7 +110,7 @@ async def test_a_pulls_credentials_are_kept_on_their_way(
     auth = api.AuthConfig(username="u", password="p")
     request = api.PullImageRequest(image=api.ImageSpec(image=IMAGE), auth=auth).SerializeToString()
     request += b"\xfa\x3e\x01x"  # a field that we do not know goes through as well
-    answer = channel.unary_unary(PULL)(request, timeout=10)
+    answer = call(channel, PULL, request)
     assert api.PullImageResponse.FromString(answer).image_ref == "it"
     assert upstream.seen == [request]
     assert await known() == Credentials("u", "p")
@@ -114,7 +119,7 @@ async def test_a_pulls_credentials_are_kept_on_their_way(
 def test_an_error_of_containerd_is_passed_on(proxied: tuple[Upstream, grpc.Channel]):
     _, channel = proxied
     with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/runtime.v1.ImageService/RemoveImage")(b"denied", timeout=10)
+        call(channel, "/runtime.v1.ImageService/RemoveImage", b"denied")
     assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
     assert caught.value.details() == "no"
 
@@ -122,7 +127,7 @@ def test_an_error_of_containerd_is_passed_on(proxied: tuple[Upstream, grpc.Chann
 def test_other_services_are_not_passed_on(proxied: tuple[Upstream, grpc.Channel]):
     upstream, channel = proxied
     with pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/runtime.v1.RuntimeService/ImageVersion")(b"", timeout=10)
+        call(channel, "/runtime.v1.RuntimeService/ImageVersion", b"")
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert upstream.seen == []
 

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -22,7 +23,7 @@ from lazyfs.snapshotter.snapshotter import Snapshotter
 
 LAZY_LAYER, TAR_LAYER, SICK_LAYER = "sha256:aa", "sha256:bb", "sha256:cc"
 
-METHODS = {
+METHODS: dict[str, tuple[Any, Any]] = {
     "Prepare": (api.PrepareRequest, api.MountsResponse),
     "View": (api.PrepareRequest, api.MountsResponse),
     "Mounts": (api.KeyRequest, api.MountsResponse),
