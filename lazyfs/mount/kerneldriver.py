@@ -27,9 +27,6 @@ STACKER_COMMAND = (
     os.fspath(Path(__file__).with_name("stacker.py")),
 )
 
-FILE_BACKED_KERNEL = (6, 12)
-"""The first Linux whose EROFS needs no loop device."""
-
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +53,7 @@ def choose(options: MountOptions, image: MountedImage, unkept: str | None) -> Dr
         MountError: the wanted one cannot be had.
     """
     if options.driver == FUSE:
-        return Driver(FUSE, "asked for, or not asked otherwise")
+        return Driver(FUSE, "as asked, or by default")
     obstacle = _obstacle(options, image, unkept)
     if obstacle is None:
         why = "asked for" if options.driver == KERNEL else "root, and the kernel can mount EROFS"
@@ -77,13 +74,7 @@ def _obstacle(options: MountOptions, image: MountedImage, unkept: str | None) ->
         return "it has no layers"
     if options.layers:
         return "it puts layers together, and --layers wants them apart"
-    if files.obstacle is not None:
-        return files.obstacle
-    known = Path("/proc/filesystems").read_text().split()
-    for needed in ("erofs", "overlay"):
-        if needed not in known:
-            return f"this kernel has no {needed} (modprobe {needed})"
-    return None
+    return files.obstacle  # whether the kernel knows EROFS, it says when it is asked to mount
 
 
 async def stack(

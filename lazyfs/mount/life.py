@@ -125,6 +125,7 @@ class Life:
         if self.device is not None:
             os.close(self.device)
         self.device, self.end, self.served = None, End.UNBORN, False
+        self.serving = trio.Event()
 
     def made(self, pin: str | None, kept_by: str | None, not_kept: str | None) -> None:
         """Note that there is a mount, and what is known about it."""
