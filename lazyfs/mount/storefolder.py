@@ -181,7 +181,7 @@ class _Image:
 
     stored: StoredImage
     settled: trio.Event
-    """Set once its layers are there, or it is known why not."""
+    """Set once its layers are there, or the first try to get them has failed."""
     problem: str | None = None
     failed_s: float = math.inf
     """When the last try failed, by trio's clock."""
@@ -241,9 +241,9 @@ class StoreFolder:
         late_s = trio.current_time() - TRY_AGAIN_S
         for image in list(self._images.values()):
             if image.failed_s <= late_s:
-                image.settled, image.failed_s = trio.Event(), math.inf
+                image.failed_s = math.inf
                 self._engine.nursery.start_soon(self._hold, image)
-            await image.settled.wait()
+            await image.settled.wait()  # a new one; another try at an old one makes nobody wait
 
     async def _hold(self, image: _Image) -> None:
         """Have an image's layers in the tree for as long as the store lives."""

@@ -5,18 +5,15 @@ where a read may wait for the network.
 """
 
 import contextlib
-import ctypes
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from lazyfs.fuse.protocol import MAX_BACKGROUND
+from lazyfs.newmount import FileSystem
 
 READ_AHEAD_KB = 1024
-FSOPEN_CLOEXEC = FSMOUNT_CLOEXEC = 1
-FSCONFIG_CMD_CREATE = 6
-# linux/mount.h
 
 log = logging.getLogger(__name__)
 
@@ -41,20 +38,19 @@ def _fuse_control() -> Iterator[Path]:
     Only systemd mounts it everywhere; a container or a small system has it nowhere.
     """
     usual = Path("/sys/fs/fuse/connections")
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not usual.is_dir() or any(usual.iterdir()) or not hasattr(libc, "fsmount"):
+    if not usual.is_dir() or any(usual.iterdir()):
         yield usual
         return
-    context = libc.fsopen(b"fusectl", FSOPEN_CLOEXEC)
-    mount = -1
-    if context >= 0 and libc.fsconfig(context, FSCONFIG_CMD_CREATE, None, None, 0) == 0:
-        mount = libc.fsmount(context, FSMOUNT_CLOEXEC, 0)
     try:
-        yield Path(f"/proc/self/fd/{mount}") if mount >= 0 else usual
+        with FileSystem("fusectl") as control:
+            mount = control.mount(0)
+    except OSError:  # an old kernel, or we may not mount
+        yield usual
+        return
+    try:
+        yield Path(f"/proc/self/fd/{mount}")
     finally:
-        for descriptor in (mount, context):
-            if descriptor >= 0:
-                os.close(descriptor)
+        os.close(mount)
 
 
 def _kernel_device_number(major: int, minor: int) -> int:
