@@ -14,6 +14,7 @@
     ├── MountError                  the mount could not be set up or taken down
     ├── ConversionError             the input cannot be converted
     ├── UnpackError                 the image cannot be unpacked there
+    ├── RunError                    the container cannot be run
     └── NoSuchEntryError, NotADirectoryNodeError, NotASymlinkNodeError,
         NotAFileNodeError           ordinary answers of a file system
         └── NotYetThereError        (of the first) ... that may change
@@ -82,6 +83,10 @@ class PlanError(LazyfsError):
 
 class MountError(LazyfsError):
     """A mount could not be set up or taken down."""
+
+
+class RunError(LazyfsError):
+    """A container cannot be run."""
 
 
 class ConversionError(LazyfsError):

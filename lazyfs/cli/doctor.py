@@ -13,7 +13,8 @@ import dataclasses
 import json
 
 from lazyfs.cli.interrupts import run_until_interrupted
-from lazyfs.mount.doctor import PROBLEM, examine
+from lazyfs.mount.doctor import PROBLEM, WARNING, Finding, examine
+from lazyfs.run.container import left_containers
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the findings."""
     findings = run_until_interrupted(examine)
+    findings += [
+        Finding(
+            WARNING,
+            f"container {container.name}",
+            f"left in {container.path} by a lazyfs run that has died; the next lazyfs run ends and "
+            "removes it",
+        )
+        for container in left_containers()
+    ]
     if args.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:

@@ -35,6 +35,7 @@ class Command(NamedTuple):
 COMMANDS = (
     Command("convert", "lazyfs.cli.convert", "make a seekable EROFS image from a container image"),
     Command("mount", "lazyfs.cli.mount", "mount an image on a directory", ("--rw",)),
+    Command("run", "lazyfs.cli.run", "run a container on an image that is fetched lazily"),
     Command("store", "lazyfs.cli.store", "serve the layers of images as files, for containerd"),
     Command("snapshotter", "lazyfs.cli.snapshotter", "serve containerd as a lazy snapshotter"),
     Command("ctr-pull", "lazyfs.cli.ctrpull", "pull an image into containerd, lazily"),

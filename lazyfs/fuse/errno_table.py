@@ -15,6 +15,7 @@ from lazyfs.errors import (
     NotAFileNodeError,
     NotASymlinkNodeError,
     PlanError,
+    RunError,
     SourceUnavailableError,
     UnpackError,
     UnsupportedFeatureError,
@@ -36,6 +37,7 @@ ERRNO_OF: dict[type[LazyfsError], int] = {
     MountError: errno.EIO,
     ConversionError: errno.EIO,
     UnpackError: errno.EIO,
+    RunError: errno.EIO,
 }
 
 ORDINARY_ANSWERS = (

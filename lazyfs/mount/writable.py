@@ -167,13 +167,17 @@ def _check_image(changes: Path, pin: str | None) -> None:
             raise MountError(f"{changes} has changes of another image, or of another version of it")
 
 
+def in_user_namespace() -> bool:
+    """Whether we are in one other than the machine's own."""
+    return Path("/proc/self/uid_map").read_text().split() != ALL_USERS
+
+
 def _overlay(request: MountRequest, folders: dict[str, Path]) -> None:
     words = [f"{name}={escape_overlay_path(os.fspath(path))}" for name, path in folders.items()]
     if os.geteuid() != 0:
         _by_helper(request.mountpoint, words)
         return
-    in_namespace = Path("/proc/self/uid_map").read_text().split() != ALL_USERS
-    data = ",".join([*words, *(USER_OPTIONS if in_namespace else OPTIONS)])
+    data = ",".join([*words, *(USER_OPTIONS if in_user_namespace() else OPTIONS)])
     options = request.options
     flags = (0 if options.suid else MS_NOSUID) | (0 if options.dev else MS_NODEV)
     source = MountChoice(request.image, options.allow_other, options.suid, options.dev).fsname

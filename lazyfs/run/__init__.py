@@ -1,0 +1,1 @@
+"""Containers on lazy roots, run by an OCI runtime (crun or runc)."""
