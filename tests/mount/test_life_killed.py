@@ -11,10 +11,14 @@ from tests.support.mounting import COMMAND_WITHIN_S, mounted, needs_fuse
 pytestmark = [pytest.mark.mount, needs_fuse]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(
-    ("command", "switch", "name"),
-    [("cat", "wait", "wait0"), ("ls", "held", "held0"), ("stat", "held", "held0/below")],
+    ("command", "switch", "name", "number"),
+    [
+        ("cat", "wait", "wait0", signal.SIGKILL),
+        ("ls", "held", "held0", signal.SIGKILL),
+        ("stat", "held", "held0/below", signal.SIGTERM),
+        ("ls", "held", "held0", signal.SIGINT),
+    ],
 )
 def test_a_killed_process_ends(tmp_path: Path, command: str, switch: str, name: str, number: int):
     with mounted("basic", tmp_path, "--timeout", "0") as mount:
