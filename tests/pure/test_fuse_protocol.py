@@ -57,7 +57,7 @@ def test_nothing_is_asked_for_that_was_not_offered():
 def test_the_limits_are_where_the_kernel_looks_for_them():
     reply = encode_init_reply(decode_init(init(KERNEL_6_18, 1 << 7)))
     background, congestion, max_write, granularity, pages = struct.unpack_from("=HHIIH", reply, 32)
-    assert (background, congestion, max_write, granularity, pages) == (64, 48, 4096, 1, 256)
+    assert (background, congestion, max_write, granularity, pages) == (512, 512, 4096, 1, 256)
 
 
 def test_a_request_to_send_again():
