@@ -15,7 +15,8 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import trio
 
@@ -37,9 +38,6 @@ from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import RuntimeFolder
 from lazyfs.mount.tuning import raise_max_background, read_further_ahead
 from lazyfs.store.layers import LayerFiles
-
-if TYPE_CHECKING:
-    from prometheus_client.metrics_core import Metric
 
 TIMEOUT_ERRNOS = {"eio": errno.EIO, "etimedout": errno.ETIMEDOUT}
 """By ``MountOptions.on_timeout``."""
@@ -194,15 +192,16 @@ async def _serve_metrics(
     from lazyfs.mount.metrics import families, process_metrics
     from lazyfs.mount.scraping import Scraped, leave
 
-    def gather() -> "list[Metric]":
-        mountpoint, restarts = life.request.mountpoint, life.state.restarts
-        now_s, counters = trio.current_time(), operations.counters
-        figures = image.figures()
-        found = families(figures, counters, now_s, mountpoint=mountpoint, restarts=restarts)
-        return [*found, *process_metrics()]
-
+    mountpoint, restarts = life.request.mountpoint, life.state.restarts
+    about = partial(families, mountpoint=mountpoint, restarts=restarts)
+    scraped = Scraped(
+        lambda: [
+            *about(image.figures(), operations.counters, trio.current_time()),
+            *process_metrics(),
+        ]
+    )
     try:
-        await Scraped(gather).serve(listener)
+        await scraped.serve(listener)
     finally:
         if life.options.metrics is not None:
             leave(life.options.metrics)
