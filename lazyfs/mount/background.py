@@ -26,6 +26,7 @@ from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.logs import FORMATS, LogChoice, log_to_stderr
 from lazyfs.mount.options import ImageOpener
 from lazyfs.mount.request import MountRequest, about
+from lazyfs.mount.tuning import keep_freed_buffers
 from registry.errors import RegistryError
 
 EXPECTED_ERRORS = (LazyfsError, RegistryError, CacheError, OSError)
@@ -119,6 +120,7 @@ def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int
     choice = LogChoice(args.log_format, "debug" if args.debug else args.log_level)
     log_to_stderr(choice, logging.INFO, about(args.request))
     raise_file_limit()
+    keep_freed_buffers()
     starter = None
     if args.report_fd is not None:
         starter = Starter(args.report_fd)

@@ -5,6 +5,7 @@ where a read may wait for the network.
 """
 
 import contextlib
+import ctypes
 import logging
 import os
 from collections.abc import Iterator
@@ -15,7 +16,25 @@ from lazyfs.newmount import FileSystem
 
 READ_AHEAD_KB = 1024
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""malloc.h"""
+KEPT_BUFFER_BYTES = 4 << 20
+"""Larger ones go back to the kernel at once, as ever."""
+KEPT_HEAP_BYTES = 16 << 20
+
 log = logging.getLogger(__name__)
+
+
+def keep_freed_buffers() -> None:
+    """Have the C library keep the memory of answers for the next ones.
+
+    It gives memory at the end of its heap back as soon as that is more than twice the largest
+    buffer, and each answer of 1 MiB then costs 256 page faults: half its time.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # not in every C library
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BUFFER_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)
 
 
 def read_further_ahead(device: str) -> None:
