@@ -191,7 +191,10 @@ class Providers:
                 except (CredentialError, OSError) as error:
                     log.warning("%s: no credentials: %s", image, error)
                     cache_s = LEAST_CACHE_S
+                self._until.pop(image, None)
                 self._until[image] = time.monotonic() + max(cache_s, LEAST_CACHE_S)
+                while len(self._until) > MAX_ENTRIES:
+                    del self._until[next(iter(self._until))]
 
     def renew(self) -> None:
         """Ask again where credentials have run out, since containers go on reading."""

@@ -133,11 +133,9 @@ class LazyLayers:
         with self._lock_of(layer):
             directory = self.path(layer)
             life = self._store.life()
-            known = self._life_of(layer)
-            if known == life and erofsmount.is_mounted(directory):
+            if self._life_of(layer) == life and erofsmount.is_mounted(directory):
                 return directory
-            if known is not None:
-                erofsmount.unmount(directory)  # its store is gone, and with it its bytes
+            erofsmount.unmount(directory)  # its store is gone, and with it its bytes
             file = self._store.directory.joinpath(
                 *map(os.fsdecode, path_of(Digest("sha256", layer)))
             )

@@ -97,6 +97,8 @@ def _watch(
                 snapshotter.restore()
                 life = now
                 snapshotter.cleanup()
+            elif snapshotter.postponed:
+                snapshotter.cleanup()
         except (LazyfsError, CacheError, OSError) as error:
             log.error("the store: %s", error)
         over.wait(WATCH_EVERY_S)

@@ -97,8 +97,11 @@ class Snapshotter:
         self._layers = layers
         self._metadata = Metadata(root / "metadata.db")
         self._making = threading.Lock()
-        """Held while a snapshot has a folder and no entry, or a layer no snapshot."""
-        self._in_the_making: set[str] = set()
+        """Held while a snapshot has an entry and no folder, and while leftovers are sought."""
+        self._preparing = 0
+        """Requests that may have a layer without a snapshot yet."""
+        self.postponed = False
+        """Whether a cleanup has left layers alone for their sake."""
         self._options = ("index=off",) if INDEX_SWITCH.exists() else ()
 
     def close(self) -> None:
@@ -131,6 +134,18 @@ class Snapshotter:
         target = labels.get(TARGET)
         if target is None or request is None:
             return self._create(key, parent, Kind.ACTIVE, labels)
+        with self._making:
+            self._preparing += 1
+        try:
+            return self._prepare_layer(key, parent, labels, request, target)
+        finally:
+            with self._making:
+                self._preparing -= 1
+
+    def _prepare_layer(
+        self, key: str, parent: str, labels: Mapping[str, str], request: LayerRequest, target: str
+    ) -> list[Mount]:
+        """As ``prepare``, for a layer of an image."""
         found = self._layers.find(request)
         told = {**labels, LAZY: "false", WHY: _fitting(WHY, found.why)}
         if found.layer is None:
@@ -150,20 +165,14 @@ class Snapshotter:
         raise SnapshotExistsError(f"{target} is there: its layer is mounted lazily")
 
     def _add_lazy(self, target: str, parent: str, labels: Mapping[str, str], layer: str) -> None:
+        self._layers.mount(layer)
         with self._making:
-            self._in_the_making.add(layer)
-        try:
-            self._layers.mount(layer)
-            with self._making:
-                snapshot = self._metadata.create(target, parent, Kind.COMMITTED, labels, layer)
-                try:
-                    self._link(snapshot)
-                except OSError as error:
-                    self._metadata.remove(target)
-                    raise SourceUnavailableError(f"{error.filename}: {error.strerror}") from error
-        finally:
-            with self._making:
-                self._in_the_making.discard(layer)
+            snapshot = self._metadata.create(target, parent, Kind.COMMITTED, labels, layer)
+            try:
+                self._link(snapshot)
+            except OSError as error:
+                self._metadata.remove(target)
+                raise SourceUnavailableError(f"{error.filename}: {error.strerror}") from error
 
     def _link(self, snapshot: Snapshot) -> None:
         """Make the folder of a lazy snapshot."""
@@ -319,8 +328,10 @@ class Snapshotter:
                 for folder in (self._root / SNAPSHOTS).iterdir()
                 if folder.name not in numbers
             ]
-            used = {snapshot.layer for snapshot in snapshots if snapshot.layer}
-            self._layers.keep_only(used | self._in_the_making)
+            self.postponed = self._preparing > 0
+            if not self.postponed:
+                used = {snapshot.layer for snapshot in snapshots if snapshot.layer}
+                self._layers.keep_only(used)
         for folder in leftovers:
             self._discard(folder)
 

@@ -271,6 +271,25 @@ def test_cleanup_removes_what_nobody_needs(client: Client, layers: PretendedLaye
     assert list((tmp_path / "root/snapshots").iterdir()) == []
 
 
+def test_cleanup_leaves_a_layer_alone_whose_snapshot_is_being_made(
+    client: Client, snapshotter: Snapshotter, layers: PretendedLayers, monkeypatch
+):
+    mount = layers.mount
+
+    def meanwhile(layer: str) -> Path:
+        layers.kept = {"untouched"}
+        client("Cleanup")
+        assert layers.kept == {"untouched"}
+        assert snapshotter.postponed
+        return mount(layer)
+
+    monkeypatch.setattr(layers, "mount", meanwhile)
+    assert client.layer(LAZY_LAYER, "sha256:t") is grpc.StatusCode.ALREADY_EXISTS
+    client("Cleanup")
+    assert layers.kept == {"well"}
+    assert not snapshotter.postponed
+
+
 def test_a_sick_layer_does_not_stop_the_others_after_a_restart(
     tmp_path: Path, layers: PretendedLayers
 ):
