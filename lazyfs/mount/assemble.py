@@ -48,7 +48,8 @@ from lazyfs.layer.together import all_of
 from lazyfs.localname import parse_local_image
 from lazyfs.mount.explain import Explainer
 from lazyfs.mount.figures import Figures
-from lazyfs.mount.options import MountedImage, MountOptions
+from lazyfs.mount.mountedimage import MountedImage
+from lazyfs.mount.options import MountOptions
 from lazyfs.mount.report import ImageReport, LayerReport, LocalReport
 from lazyfs.plan import MAX_LAYERS, LayerPlan, plan_layers
 from lazyfs.resolve import ResolvedImage, resolve_image, resolve_pinned

@@ -24,7 +24,7 @@ from lazyfs.mount.daemon import raise_file_limit, serve_mount
 from lazyfs.mount.keeper import our_supervisor
 from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.logs import FORMATS, LogChoice, log_to_stderr
-from lazyfs.mount.options import ImageOpener
+from lazyfs.mount.mountedimage import ImageOpener
 from lazyfs.mount.request import MountRequest, about
 from lazyfs.mount.tuning import keep_freed_buffers
 from registry.errors import RegistryError

@@ -32,7 +32,8 @@ from lazyfs.mount.control import short_address
 from lazyfs.mount.keeper import Keeper
 from lazyfs.mount.kerneldriver import Driver, KernelDriverError, choose, stack
 from lazyfs.mount.life import SIGNALS, Custody, End, Life
-from lazyfs.mount.options import AUTO, FUSE, KERNEL, ImageOpener, MountedImage
+from lazyfs.mount.mountedimage import ImageOpener, MountedImage
+from lazyfs.mount.options import AUTO, FUSE, KERNEL
 from lazyfs.mount.promotion import Promotion
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import RuntimeFolder

@@ -15,7 +15,8 @@ import trio
 
 from lazyfs.errors import MountError
 from lazyfs.fuse.kernelmount import MountChoice
-from lazyfs.mount.options import FUSE, KERNEL, MountedImage, MountOptions
+from lazyfs.mount.mountedimage import MountedImage
+from lazyfs.mount.options import FUSE, KERNEL, MountOptions
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.stacker import StackRequest
 from lazyfs.mount.tuning import READ_AHEAD_KB

@@ -3,7 +3,8 @@
 from contextlib import AbstractAsyncContextManager
 
 from lazyfs.mount.assemble import open_image
-from lazyfs.mount.options import MountedImage, MountOptions
+from lazyfs.mount.mountedimage import MountedImage
+from lazyfs.mount.options import MountOptions
 from lazyfs.mount.storefolder import STORE_SCHEME, open_store
 
 

@@ -1,4 +1,4 @@
-"""What a user can choose about a mount, and what the daemon wants of an opened image.
+"""What a user can choose about a mount.
 
 The options cross from the ``lazyfs mount`` command to the daemon as JSON on its command
 line; unknown or missing keys there are a bug, since both sides are the same program.
@@ -7,22 +7,14 @@ line; unknown or missing keys there are a bug, since both sides are the same pro
 import dataclasses
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import platformdirs
 
 from cache.freespace import DEFAULT_MIN_FREE, MinFree
-from lazyfs.interfaces import ImageTree
 from lazyfs.model import VerifyMode
-from lazyfs.store.layers import LayerFiles
 from registry.interfaces import Access
-
-if TYPE_CHECKING:  # commands import this module, and need not know counters
-    from lazyfs.mount.figures import Figures
 
 DEFAULT_CACHE_SIZE_BYTES = 10 << 30
 DEFAULT_TIMEOUT_S = 30.0
@@ -118,41 +110,3 @@ class MountOptions:
                 "hosts_dir": values["hosts_dir"] and Path(values["hosts_dir"]),
             }
         )
-
-
-class MountedImage(Protocol):
-    """An opened image: the tree to serve and what is known about it."""
-
-    @property
-    def tree(self) -> ImageTree:
-        """What FUSE serves."""
-        ...
-
-    @property
-    def layer_files(self) -> LayerFiles | None:
-        """The layers as files for the kernel's EROFS; None: there is nothing of the kind."""
-        ...
-
-    @property
-    def pin(self) -> str:
-        """Names exactly this image, whatever its name may mean later: for ``MountOptions.pin``."""
-        ...
-
-    def status(self) -> dict[str, object]:
-        """What ``lazyfs status`` shows, ready for JSON; never blocks."""
-        ...
-
-    async def explain(self, path: bytes) -> dict[str, object]:
-        """What ``lazyfs explain`` shows of a path from the root, ready for JSON; ends soon."""
-        ...
-
-    def figures(self) -> "Figures":
-        """What metrics are made of; quick."""
-        ...
-
-
-ImageOpener: TypeAlias = Callable[[str, MountOptions], AbstractAsyncContextManager[MountedImage]]
-"""Opens the image of a name; ``lazyfs.mount.assemble.open_image`` is the one of the program.
-
-What it logs as a warning is shown to who mounts, and so are the layers' ``notes`` in its status.
-"""

@@ -33,7 +33,8 @@ from lazyfs.mount.assemble import (
     open_chunk_store,
 )
 from lazyfs.mount.figures import Figures
-from lazyfs.mount.options import MountedImage, MountOptions
+from lazyfs.mount.mountedimage import MountedImage
+from lazyfs.mount.options import MountOptions
 from lazyfs.mount.report import (
     LayerReport,
     cache_document,

@@ -16,7 +16,8 @@ from lazyfs.image.single import SingleTree
 from lazyfs.interfaces import ImageTree
 from lazyfs.model import ROOT_NODE, VerifyMode
 from lazyfs.mount.assemble import open_image
-from lazyfs.mount.options import MountedImage, MountOptions
+from lazyfs.mount.mountedimage import MountedImage
+from lazyfs.mount.options import MountOptions
 from tests.support import layer_builder as build
 from tests.support.erofs_files import golden_devices
 from tests.support.layer_builder import Layer, erofs_image, file, whiteout
