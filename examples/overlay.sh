@@ -4,7 +4,13 @@
 set -eu
 image=${1:?an image of EROFS layers}
 work=$(mktemp -d)
-trap 'umount "$work/merged" 2>/dev/null; lazyfs umount "$work/layers" "$work/rw" 2>/dev/null; rm -rf "$work"' EXIT
+tidy_up() {
+    umount "$work/merged" 2>/dev/null || true
+    lazyfs umount "$work/rw" 2>/dev/null || true
+    lazyfs umount "$work/layers" 2>/dev/null || true
+    rm -rf --one-file-system "$work"
+}
+trap tidy_up EXIT
 mkdir "$work/upper" "$work/work" "$work/merged"
 
 # Each layer in a directory of its own, and the kernel's overlayfs on top.

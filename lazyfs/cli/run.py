@@ -116,7 +116,8 @@ def _enter_user_namespace() -> int:
     """
     if os.environ.get(ENTERED_VARIABLE):
         raise RunError("a user namespace did not make us root; is that forbidden here?")
-    words = ["unshare", "--map-root-user", "--user", "--mount", sys.executable, "-m", "lazyfs"]
+    words = ["unshare", "--map-root-user", "--user", "--mount"]
+    words += [sys.executable, "-P", "-m", "lazyfs"]
     os.environ[ENTERED_VARIABLE] = "1"
     try:
         os.execvp(words[0], [*words, *sys.argv[1:]])  # noqa: S606 - no shell is wanted

@@ -42,6 +42,9 @@ ALL_USERS = ["0", "0", "4294967295"]
 HELPER = "fuse-overlayfs"
 HELPER_WITHIN_S = 30.0
 
+RUNTIME_NAME = "runtime"
+"""In an overlay's place: its runtime folder."""
+
 PIN_NAME = "image"
 """In the folder of changes: which image they are changes of."""
 
@@ -72,6 +75,7 @@ def mount_writable(
     try:
         lower.mkdir(parents=True)
         place.chmod(0o700)
+        (place / RUNTIME_NAME).write_text(os.fspath(request.folder.path))
         start(replace(request, mountpoint=os.fspath(lower)))
         try:
             _cover(request, lower, changes or place)
@@ -91,13 +95,18 @@ def sweep_changes(failed: Path | None = None) -> None:
 
 
 def left_changes() -> list[Path]:
-    """What overlays that are gone have left."""
-    runtime = base_folder()
-    try:
-        places = [*state_folder().iterdir()]
-    except FileNotFoundError:
-        return []
-    return [place for place in places if not (runtime / place.name).exists()]
+    """What overlays that are gone have left.
+
+    Only of those whose runtime folders are where ours are: of others, which a container or a
+    session of its own may have elsewhere, nothing can be known from here.
+    """
+    base = base_folder()
+    left = []
+    for note in state_folder().glob(f"*/{RUNTIME_NAME}"):
+        runtime = Path(note.read_text())
+        if runtime.parent == base and not runtime.exists():
+            left.append(note.parent)
+    return left
 
 
 def _in_use(place: Path) -> bool:

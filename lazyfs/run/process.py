@@ -1,9 +1,11 @@
 """The runtime's process: signals go to it, its end is the end of ``lazyfs run``."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
+import termios
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +56,7 @@ def run_to_end(
     """
     # With our terminal as its input it must stay with us in the terminal's foreground.
     together = stdin is None and os.isatty(0)
+    modes = termios.tcgetattr(0) if together else None
     process: subprocess.Popen[bytes] | None = None
     early: list[int] = []
 
@@ -74,6 +77,9 @@ def run_to_end(
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        if modes is not None:  # the runtime may have been killed before it could do that
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(0, termios.TCSADRAIN, modes)
     return status if status >= 0 else 128 - status
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.mount.mountinfo import current_mounts, top_mount
-from lazyfs.mount.writable import state_folder
+from lazyfs.mount.writable import state_folder, sweep_changes
 from tests.support import images
 from tests.support.lazy_mounts import PROGRAM, LazyMount, lazyfs, mounted
 from tests.support.mounting import kill, needs_fuse, wait_for_end
@@ -84,6 +84,16 @@ def test_it_survives_its_daemon(image: SmallImage, tmp_path: Path):
         assert lazy.status()["restarts"] == 2
         assert (lazy.path / "moved/inside/file").read_bytes() == b"deep"
         assert (lazy.path / "new").read_bytes() == b"x"
+
+
+def test_what_others_have_is_left_alone(image: SmallImage, tmp_path: Path):
+    with mounted(image.name, tmp_path / "mnt", "--rw", "--cache-dir", image.cache) as lazy:
+        note = state_folder() / lazy.folder.name / "runtime"
+        mine = note.read_text()
+        note.write_text("/run/of/a/container/lazyfs/0123456789ab")
+        sweep_changes()
+        assert (note.parent / "upper").is_dir()
+        note.write_text(mine)
 
 
 @pytest.mark.parametrize("end", ["daemon told to end", "all killed"])
