@@ -7,6 +7,7 @@ ROOT/layers/IDENTITY        lazy layers, mounted
 ROOT/store                  their files (``lazyfs store``)
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -165,13 +166,14 @@ class Snapshotter:
         raise SnapshotExistsError(f"{target} is there: its layer is mounted lazily")
 
     def _add_lazy(self, target: str, parent: str, labels: Mapping[str, str], layer: str) -> None:
+        name = _name_on(target, parent)
         self._layers.mount(layer)
         with self._making:
-            snapshot = self._metadata.create(target, parent, Kind.COMMITTED, labels, layer)
+            snapshot = self._metadata.create(name, parent, Kind.COMMITTED, labels, layer)
             try:
                 self._link(snapshot)
             except OSError as error:
-                self._metadata.remove(target)
+                self._metadata.remove(name)
                 raise SourceUnavailableError(f"{error.filename}: {error.strerror}") from error
 
     def _link(self, snapshot: Snapshot) -> None:
@@ -337,6 +339,17 @@ class Snapshotter:
 
     def _files(self, snapshot: Snapshot) -> Path:
         return self._root / SNAPSHOTS / str(snapshot.number) / "fs"
+
+
+def _name_on(target: str, parent: str) -> str:
+    """Names a lazy snapshot; containerd finds it by its label and its parent.
+
+    The parents of one target differ where one is a snapshot that a namespace of containerd has
+    unpacked for itself.
+    """
+    if not parent:
+        return target
+    return f"{target} on {hashlib.sha256(parent.encode()).hexdigest()[:16]}"
 
 
 def _note_leftover(_: object, path: str, error: object) -> None:

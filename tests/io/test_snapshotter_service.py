@@ -163,6 +163,18 @@ def test_another_layer_is_left_to_containerd_and_said_to_be(
     assert dict(info.labels) == {LAZY: "false", WHY: "a tar", "a": "b"}
 
 
+def test_a_lazy_layer_on_what_each_namespace_has_unpacked(client: Client):
+    for space in ("a", "b"):
+        client("Prepare", key=f"{space}/key")
+        client("Commit", name=f"{space}/1/sha256:t", key=f"{space}/key")
+    for space in ("a", "b", "b"):
+        parent = f"{space}/1/sha256:t"
+        assert client.layer(LAZY_LAYER, "sha256:u", parent) is grpc.StatusCode.ALREADY_EXISTS
+        sought = f'labels."containerd.io/snapshot.ref"==sha256:u,parent=="{parent}"'
+        [name] = client.names(sought)
+        assert client("Stat", key=name).info.parent == parent
+
+
 def test_a_layer_that_cannot_be_mounted_is_an_error_and_nothing_stays(
     client: Client, snapshotter: Snapshotter
 ):
