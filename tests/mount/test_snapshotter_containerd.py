@@ -163,7 +163,7 @@ def test_containers_go_on_while_our_processes_die(rig: Rig, image: ConvertedImag
     whole = read()
     rig.snapshotter.end(signal.SIGKILL)
     assert read() == whole
-    rig.snapshotter.start()
+    rig.restart_snapshotter()
     kill_daemon(folder_of(rig.store))
     assert read() == whole
     next_daemon(rig.store, folder_of(rig.store))
@@ -195,7 +195,7 @@ def test_one_layer_that_is_gone_stops_neither_the_start_nor_the_others(
         run("umount", "--lazy", place)
     (rig.root / "layers" / sick).rmdir()
     (rig.root / "layers" / sick).write_text("in the way")
-    rig.snapshotter.start()
+    rig.restart_snapshotter()
     names = rig.snapshots()
     assert len(names) == 3
     failed = rig.ctr("run", "--rm", "--snapshotter", "lazyfs", other, "x", "/bin/true", check=False)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.support.mounting import folder_of, kill_processes
 COMMAND_WITHIN_S = 120
 START_WITHIN_S = 120
 END_WITHIN_S = 60
+RECONNECT_WITHIN_S = 60
 
 CONFIG = """
 version = 2
@@ -162,6 +164,20 @@ class Rig:
         """End a container and remove it."""
         self.ctr("task", "rm", "--force", name)
         self.ctr("container", "rm", name)
+
+    def restart_snapshotter(self) -> None:
+        """Start the snapshotter again, and wait until containerd has found it.
+
+        containerd may have looked for it while it was away, and then looks again only some
+        seconds later; until then it refuses all requests itself.
+        """
+        self.snapshotter.start()
+        deadline_s = time.monotonic() + RECONNECT_WITHIN_S
+        words = ("snapshots", "--snapshotter", "lazyfs", "ls")
+        while (done := self.ctr(*words, check=False)).returncode:
+            assert "unavailable" in done.stderr, done.stderr
+            assert time.monotonic() < deadline_s, done.stderr
+            time.sleep(0.05)
 
     def snapshots(self) -> list[str]:
         """The names of all snapshots."""
