@@ -373,7 +373,7 @@ async def test_errors_hold_no_secrets(autojump_clock):
 
 
 async def test_a_file_of_logins_that_is_torn_is_not_held_against_the_registry(
-    tmp_path, monkeypatch, autojump_clock
+    tmp_path, monkeypatch
 ):
     file = tmp_path / "auth.json"
     monkeypatch.setenv("REGISTRY_AUTH_FILE", str(file))
