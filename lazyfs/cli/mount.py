@@ -187,12 +187,13 @@ def add_seeing(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--metrics",
         metavar="ADDRESS",
-        type=_metrics,
+        type=metrics_address,
         help="serve Prometheus metrics at unix:PATH, HOST:PORT or PORT (of 127.0.0.1)",
     )
 
 
-def _metrics(text: str) -> str:
+def metrics_address(text: str) -> str:
+    """Where metrics are to be served, as an argument's type."""
     try:
         return canonical_address(text)
     except ValueError as error:

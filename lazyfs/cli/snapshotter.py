@@ -22,7 +22,7 @@ import logging
 import os
 from pathlib import Path
 
-from lazyfs.cli.mount import add_fetching, add_seeing, fetching_options
+from lazyfs.cli.mount import add_fetching, add_seeing, fetching_options, metrics_address
 from lazyfs.cli.options import add_hosts_dir, add_platform
 from lazyfs.errors import LazyfsError
 from lazyfs.mount.logs import LogChoice, log_to_stderr
@@ -68,6 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_fetching(parser.add_argument_group("fetching and keeping"))
     add_hosts_dir(parser)
     add_seeing(parser)
+    parser.add_argument(
+        "--own-metrics",
+        metavar="ADDRESS",
+        type=metrics_address,
+        help="serve metrics of the snapshotter itself: lazy layers, those left to containerd, "
+        "failures (--metrics: those of the store that fetches)",
+    )
 
 
 def check_extra() -> None:
@@ -104,5 +111,6 @@ def run(args: argparse.Namespace) -> int:
             cri=args.cri,
             provider_config=args.kubelet_provider_config,
             provider_bin_dir=args.kubelet_provider_bin_dir,
+            metrics=args.own_metrics,
         )
     )

@@ -1,4 +1,4 @@
-"""What the snapshotter has done, for its status."""
+"""What the snapshotter has done, for its metrics."""
 
 from dataclasses import dataclass
 

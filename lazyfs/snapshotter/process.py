@@ -16,6 +16,7 @@ from lazyfs.snapshotter.criproxy import ImageProxy
 from lazyfs.snapshotter.folders import AUTH_NAME
 from lazyfs.snapshotter.layers import LazyLayers
 from lazyfs.snapshotter.layerstore import LayerStore
+from lazyfs.snapshotter.metrics import MetricsServer
 from lazyfs.snapshotter.server import END_WITHIN_S, SnapshotsService, start_server
 from lazyfs.snapshotter.snapshotter import Snapshotter
 
@@ -36,6 +37,8 @@ class Settings:
     """Socket of the containerd that CRI image requests are passed on to; None: none are."""
     provider_config: Path | None = None
     provider_bin_dir: Path | None = None
+    metrics: str | None = None
+    """Where to serve the snapshotter's own metrics; None: nowhere."""
 
 
 def serve(settings: Settings) -> int:
@@ -64,6 +67,9 @@ def serve(settings: Settings) -> int:
     if settings.cri is not None:
         proxy = ImageProxy(settings.cri, book)
         handlers.append(proxy)
+    metrics = None
+    if settings.metrics is not None:
+        metrics = MetricsServer(settings.metrics, snapshotter.counters)
     server = start_server(settings.address, handlers)
     log.info("serving snapshots at %s", settings.address)
     watcher = threading.Thread(
@@ -74,6 +80,8 @@ def serve(settings: Settings) -> int:
     log.info("ending; what is mounted stays")
     server.stop(END_WITHIN_S).wait()
     layers.close()
+    if metrics is not None:
+        metrics.stop()
     if proxy is not None:
         proxy.close()
     snapshotter.close()

@@ -17,9 +17,11 @@ from lazyfs.snapshotter.api import snapshots_pb2 as api
 from lazyfs.snapshotter.errors import MissingSnapshotError, SnapshotError
 from lazyfs.snapshotter.layers import Found
 from lazyfs.snapshotter.metadata import Metadata
+from lazyfs.snapshotter.metrics import MetricsServer
 from lazyfs.snapshotter.model import LAZY, TARGET, WHY, Kind, LayerRequest, Usage
 from lazyfs.snapshotter.server import SERVICE, SnapshotsService, start_server
 from lazyfs.snapshotter.snapshotter import Snapshotter
+from tests.support.scraping import scrape
 
 LAZY_LAYER, TAR_LAYER, SICK_LAYER = "sha256:aa", "sha256:bb", "sha256:cc"
 
@@ -181,6 +183,25 @@ def test_a_layer_that_cannot_be_mounted_is_an_error_and_nothing_stays(
     assert client.layer(SICK_LAYER, "sha256:t") is grpc.StatusCode.UNAVAILABLE
     assert client.names() == []
     assert snapshotter.counters.failures == 1
+
+
+def test_what_became_of_layers_is_in_the_metrics(
+    client: Client, snapshotter: Snapshotter, tmp_path: Path
+):
+    client.layer(LAZY_LAYER, "sha256:t")
+    client.layer(TAR_LAYER, "sha256:u", "sha256:t")
+    client.layer(SICK_LAYER, "sha256:v")
+    server = MetricsServer(f"unix:{tmp_path}/metrics", snapshotter.counters)
+    try:
+        found = scrape("--unix-socket", f"{tmp_path}/metrics", "http://x/metrics")
+        with pytest.raises(MountError, match="another process listens there"):
+            MetricsServer(f"unix:{tmp_path}/metrics", snapshotter.counters)
+    finally:
+        server.stop()
+    for outcome in ("lazy", "fallback", "failed"):
+        assert found["lazyfs_snapshotter_layers_total", outcome] == 1
+    assert found["lazyfs_snapshotter_errors_total",] == 0
+    assert not (tmp_path / "metrics").exists()
 
 
 def test_containers_are_overlays_with_the_layers_below(client: Client, layers: PretendedLayers):

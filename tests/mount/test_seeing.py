@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.converted import ConvertedImage, push_and_convert
 from tests.support.counting_proxy import counting_proxy
 from tests.support.lazy_mounts import LazyMount, lazyfs, mounted
 from tests.support.mounting import needs_fuse
 from tests.support.registry_server import RegistryServer, running_registry
+from tests.support.scraping import scrape
 from tests.support.survival import kill_daemon, next_daemon
 from tests.support.tiny_image import write_layout
 
@@ -39,22 +39,6 @@ def image(
             push_and_convert(folder / "layout", "tar", "app", registry, folder / "raw", *options),
             registry,
         )
-
-
-def scrape(*address: str) -> dict:
-    """All samples, by name and label values, as curl gets them and Prometheus reads them."""
-    done = subprocess.run(
-        ["curl", "--silent", "--show-error", "--fail", "--max-time", "20", *address],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return {
-        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
-        for family in text_string_to_metric_families(done.stdout)
-        for sample in family.samples
-    }
 
 
 def log_of(mount: LazyMount) -> list[dict]:
