@@ -120,17 +120,7 @@ class RuntimeFolder:
 
     def is_alive(self) -> bool:
         """Whether supervisor or daemon, or the process that starts them, lives."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-        return False
+        return is_held(self.path / "lock")
 
     def remove(self) -> None:
         """Remove the folder; not an error if it is gone."""
@@ -152,6 +142,21 @@ class KnownMount:
     def local(self) -> bool:
         """Whether it needs no daemon (``lazyfs.mount.promotion``)."""
         return self.mounted and are_local(self.state.loops)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living process has locked a file; nobody has if it is not there."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def base_folder() -> Path:

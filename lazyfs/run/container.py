@@ -27,7 +27,7 @@ from pathlib import Path
 
 from lazyfs.errors import LazyfsError, RunError
 from lazyfs.mount.mountinfo import current_mounts, top_mount
-from lazyfs.mount.runtime import base_folder, known_mounts
+from lazyfs.mount.runtime import base_folder, is_held, known_mounts
 from lazyfs.mount.unmount import unmount
 from lazyfs.mount.writable import sweep_changes
 from lazyfs.run.runtime import Runtime, find_runtime
@@ -64,17 +64,7 @@ class Container:
 
     def is_left(self) -> bool:
         """Whether neither its lazyfs run nor its runtime lives."""
-        try:
-            descriptor = os.open(self.path / "lock", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
+        return not is_held(self.path / "lock")
 
     def remove(self, runtime: Runtime | None) -> None:
         """End it if it runs, unmount its root, and remove all that was its own.

@@ -2,7 +2,6 @@
 
 import queue
 import threading
-from collections.abc import Sequence
 
 import trio
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -11,7 +10,7 @@ from lazyfs.mount.scraping import Scraped, leave, listen
 from lazyfs.snapshotter.counters import Counters
 
 
-def families(counters: Counters) -> Sequence[Metric]:
+def families(counters: Counters) -> list[Metric]:
     """The metrics, as they stand."""
     layers = CounterMetricFamily(
         "lazyfs_snapshotter_layers",
@@ -68,6 +67,6 @@ class MetricsServer:
         self._begun.put(trio.lowlevel.current_trio_token())
         try:
             with self._scope:
-                await Scraped(lambda: [*families(self._counters)]).serve(listener)
+                await Scraped(lambda: families(self._counters)).serve(listener)
         finally:
             leave(self._address)

@@ -12,15 +12,13 @@ from lazyfs.errors import PlanError
 from lazyfs.verify.findings import MAX_LISTED, Finding, Kind, Report
 from lazyfs.verify.image import verify_image
 from registry.transports import open_source
+from tests.support import layer_forms
 from tests.support.in_process import run_lazyfs
 from tests.support.layer_builder import (
     Layer,
-    Verity,
     raw,
     seekable,
-    spec_raw,
     spec_seekable,
-    without_index,
     zstd,
 )
 from tests.support.layer_layouts import Layout, content, flip, nodes, tree_image, write_image
@@ -28,21 +26,8 @@ from tests.support.layer_layouts import Layout, content, flip, nodes, tree_image
 BLOCK = 4096
 
 FORMS = {
-    "containerd": lambda image: seekable(image),
-    "odd chunks": lambda image: seekable(image, chunk=50_001),
+    **layer_forms.FORMS,
     "chunks below blocks": lambda image: seekable(image[:200_000], chunk=1000),
-    "small blocks": lambda image: seekable(image, verity=Verity(block=512)),
-    "salted": lambda image: seekable(image, verity=Verity(algorithm="sha256", salt=b"salt" * 8)),
-    "no tree": lambda image: seekable(image, verity=None),
-    "no digests": lambda image: seekable(image, digests=False),
-    "nothing": lambda image: seekable(image, verity=None, digests=False),
-    "spec": lambda image: spec_seekable(image),
-    "spec, odd chunks": lambda image: spec_seekable(image, chunk=50_001),
-    "spec, no tree": lambda image: spec_seekable(image, verity=None),
-    "spec, raw": lambda image: spec_raw(image, Verity()),
-    "spec, no index": lambda image: without_index(spec_seekable(image)),
-    "raw": raw,
-    "zstd": zstd,
     "zstd frames": lambda image: zstd(image, 100_000),
 }
 
