@@ -15,6 +15,7 @@
     ├── ConversionError             the input cannot be converted
     ├── UnpackError                 the image cannot be unpacked there
     ├── RunError                    the container cannot be run
+    ├── ProfileError                a profile that is none, or of something else
     └── NoSuchEntryError, NotADirectoryNodeError, NotASymlinkNodeError,
         NotAFileNodeError           ordinary answers of a file system
         └── NotYetThereError        (of the first) ... that may change
@@ -91,6 +92,10 @@ class RunError(LazyfsError):
 
 class ConversionError(LazyfsError):
     """The input cannot be converted."""
+
+
+class ProfileError(LazyfsError):
+    """A profile cannot be understood, or is not of this image."""
 
 
 class UnpackError(LazyfsError):

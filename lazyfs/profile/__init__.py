@@ -1,0 +1,1 @@
+"""What a program read of an image: written down, put together, used by the next start."""
