@@ -8,7 +8,7 @@ As JSON (lines broken here)::
 
     {"schemaVersion":1,"image":"sha256:...","runs":2,
      "layers":["sha256:...","sha256:..."],
-     "blocks":[[layer,first,count],...],
+     "blocks":[[layer,first,length],...],
      "files":[[layer,"usr/bin/python3.11",[offset,length]],...]}
 
 A path whose bytes are not UTF-8 has them as lone surrogates, which JSON can escape (PEP 383).
@@ -46,12 +46,12 @@ class BlockRun(NamedTuple):
     layer: int
     """Index into the profile's layers."""
     first: int
-    count: int
+    length: int
 
     @property
     def end(self) -> int:
         """The first block behind the run."""
-        return self.first + self.count
+        return self.first + self.length
 
 
 class FileRange(NamedTuple):
@@ -83,7 +83,7 @@ class Profile:
     @property
     def touched_bytes(self) -> int:
         """Bytes of all blocks."""
-        return sum(run.count for run in self.blocks) * BLOCK_BYTES
+        return sum(run.length for run in self.blocks) * BLOCK_BYTES
 
 
 def encode_profile(profile: Profile) -> bytes:
@@ -165,13 +165,13 @@ def _is_list(value: object, length: int) -> TypeGuard[list[object]]:
 
 def _block_run(value: object, layers: int) -> BlockRun:
     if not _is_list(value, 3):
-        raise ProfileError("blocks of a profile are not lists of layer, first and count")
-    layer, first, count = value
+        raise ProfileError("blocks of a profile are not lists of layer, first and length")
+    layer, first, length = value
     most = MAX_OFFSET // BLOCK_BYTES
     return BlockRun(
         _number(layer, 0, layers - 1, "layer"),
         _number(first, 0, most, "first block"),
-        _number(count, 1, most, "count of blocks"),
+        _number(length, 1, most, "length in blocks"),
     )
 
 
