@@ -45,6 +45,7 @@ from cache.folder import (
 from cache.freespace import NO_MARK, FreeSpace, MinFree
 from cache.ledger import Account, Ledger
 from cache.locks import LockFile, try_lock
+from cache.pace import DiskPace
 from cache.recency import RecentUses
 from cache.store import StoreStatistics
 
@@ -73,6 +74,7 @@ class ChunkFiles:
         self._free = FreeSpace(root, min_free)
         self._ledger = Ledger(root, self._count)
         self._uses = RecentUses()
+        self._pace = DiskPace()
         self._unreadable: set[str] = set()
         self._counters = StoreCounters()
         self._counting = threading.Lock()
@@ -106,8 +108,12 @@ class ChunkFiles:
             os.close(self._root)
             self._root = -1
 
-    def read(self, name: str, offset: int, length: int) -> bytes | None:
-        """Exactly ``length`` bytes at ``offset``, or None: absent, shorter or unreadable."""
+    def read(self, name: str, offset: int, length: int, *, wait: bool = True) -> bytes | None:
+        """Exactly ``length`` bytes at ``offset``, or None: absent, shorter or unreadable.
+
+        Raises:
+            BlockingIOError: the disk would have to be waited for, and not ``wait``.
+        """
         data = None
         try:
             descriptor = os.open(f"{CHUNKS_NAME}/{name}", _READ_CHUNK, dir_fd=self._root)
@@ -115,19 +121,22 @@ class ChunkFiles:
                 try_lock(descriptor, shared=True)  # if not: it is being evicted, yet readable
                 found = os.fstat(descriptor)
                 if offset + length <= found.st_size:  # else a huge length would be allocated
-                    data = os.pread(descriptor, length, offset)
+                    data = self._pread(descriptor, offset, length, wait=wait)
                     self._note_use(name, descriptor, found.st_mtime_ns)
             finally:
                 os.close(descriptor)
         except FileNotFoundError:
             pass
+        except BlockingIOError:
+            raise
         except OSError:
             self._note_unreadable(name)
-        if data is None or len(data) != length:
-            self._counters.misses += 1
-            return None
-        self._counters.hits += 1
-        self._counters.bytes_read += length
+        with self._counting:
+            if data is None or len(data) != length:
+                self._counters.misses += 1
+                return None
+            self._counters.hits += 1
+            self._counters.bytes_read += length
         return data
 
     def contains(self, name: str) -> bool:
@@ -256,6 +265,16 @@ class ChunkFiles:
         return self._ledger.used_bytes()
 
     # Reading and counting
+
+    def _pread(self, descriptor: int, offset: int, length: int, *, wait: bool) -> bytes:
+        if _is_at_hand(descriptor, offset, length):
+            return os.pread(descriptor, length, offset)
+        if not wait and not self._pace.may_wait(length):
+            raise BlockingIOError
+        began_s = time.monotonic()
+        data = os.pread(descriptor, length, offset)
+        self._pace.note(length, time.monotonic() - began_s)
+        return data
 
     def _note_use(self, name: str, descriptor: int, stamp_ns: int) -> None:
         now_ns = time.time_ns()
@@ -422,6 +441,21 @@ def _charge_in_name(name: str) -> int:
     """What a file in ``tmp/`` was charged; 0 if it is none of ours."""
     digits = name.rpartition(".")[2]
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 15 else 0
+
+
+def _is_at_hand(descriptor: int, offset: int, length: int) -> bool:
+    """Whether both ends of a range, and so most likely all of it, are in the page cache.
+
+    If not, the kernel begins to read them. File systems that cannot tell say no.
+    """
+    byte = bytearray(1)
+    try:
+        for place in (offset, offset + length - 1):
+            if length and not os.preadv(descriptor, [byte], place, os.RWF_NOWAIT):
+                return False
+    except OSError:
+        return False
+    return True
 
 
 def _stamp(descriptor: int) -> None:

@@ -1,10 +1,10 @@
-"""The store in a folder, for tasks of trio: reads at once, writes in worker threads."""
+"""The store in a folder, for tasks of trio: what has to wait for the disk does so in threads."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import trio
 
@@ -15,6 +15,12 @@ from cache.store import StoreStatistics
 
 MAX_WRITERS: Final = 4
 """Threads that may write at once; more would only wait for the disk and hold chunks in memory."""
+
+
+MAX_READERS: Final = 4
+"""Threads that may wait for reads of the disk at once."""
+
+_T = TypeVar("_T")
 
 
 class DirectoryStore:
@@ -30,7 +36,8 @@ class DirectoryStore:
         """Serve an open folder; use ``DirectoryStore.open``."""
         self._files = files
         self._writers = trio.CapacityLimiter(MAX_WRITERS)
-        self._writing = 0
+        self._readers = trio.CapacityLimiter(MAX_READERS)
+        self._busy = 0
         self._closed = False
 
     @classmethod
@@ -53,7 +60,7 @@ class DirectoryStore:
     def close(self) -> None:
         """Let go of the folder, when what is in progress has ended; no other call may follow."""
         self._closed = True
-        if not self._writing:
+        if not self._busy:
             self._files.close()
 
     def __enter__(self) -> Self:
@@ -74,9 +81,19 @@ class DirectoryStore:
 
     def read(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
         """See ``ChunkStore.read``."""
-        if offset < 0 or length < 0:
-            raise ValueError(f"a range of {length} bytes from {offset}")
+        _check(offset, length)
         return self._files.read(key.relative_path, offset, length)
+
+    def read_nowait(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+        """See ``ChunkStore.read_nowait``."""
+        _check(offset, length)
+        return self._files.read(key.relative_path, offset, length, wait=False)
+
+    async def load(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+        """See ``ChunkStore.load``."""
+        _check(offset, length)
+        work = partial(self._files.read, key.relative_path, offset, length)
+        return await self._in_thread(work, self._readers)
 
     def contains(self, key: ChunkKey) -> bool:
         """See ``ChunkStore.contains``."""
@@ -109,10 +126,18 @@ class DirectoryStore:
         return self._files.usage_bytes()
 
     async def _write(self, work: Callable[[], None]) -> None:
-        self._writing += 1
+        await self._in_thread(work, self._writers)
+
+    async def _in_thread(self, work: Callable[[], _T], limiter: trio.CapacityLimiter) -> _T:
+        self._busy += 1
         try:
-            await trio.to_thread.run_sync(work, limiter=self._writers)
+            return await trio.to_thread.run_sync(work, limiter=limiter)
         finally:
-            self._writing -= 1
-            if self._closed and not self._writing:
+            self._busy -= 1
+            if self._closed and not self._busy:
                 self._files.close()
+
+
+def _check(offset: int, length: int) -> None:
+    if offset < 0 or length < 0:
+        raise ValueError(f"a range of {length} bytes from {offset}")

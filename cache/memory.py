@@ -39,6 +39,14 @@ class MemoryStore:
         self._counters.bytes_read += length
         return data[offset : offset + length]
 
+    def read_nowait(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+        """See ``ChunkStore.read_nowait``."""
+        return self.read(key, offset, length)
+
+    async def load(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+        """See ``ChunkStore.load``."""
+        return self.read(key, offset, length)
+
     def contains(self, key: ChunkKey) -> bool:
         """See ``ChunkStore.contains``."""
         key.check()

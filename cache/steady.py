@@ -104,6 +104,24 @@ class SteadyStore:
             return self._memory.read(key, offset, length)
         return data
 
+    def read_nowait(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+        """See ``ChunkStore.read_nowait``."""
+        data = None
+        if self._disk is not None and key not in self._rotten:
+            data = self._disk.read_nowait(key, offset, length)
+        if data is None and self.problem is not None:
+            return self._memory.read(key, offset, length)
+        return data
+
+    async def load(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+        """See ``ChunkStore.load``."""
+        data = None
+        if self._disk is not None and key not in self._rotten:
+            data = await self._disk.load(key, offset, length)
+        if data is None and self.problem is not None:
+            return self._memory.read(key, offset, length)
+        return data
+
     def contains(self, key: ChunkKey) -> bool:
         """See ``ChunkStore.contains``."""
         if self.problem is not None and self._memory.contains(key):

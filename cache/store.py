@@ -34,10 +34,29 @@ class ChunkStore(Protocol):
     def read(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
         """Exactly ``length`` bytes at ``offset`` of a chunk; None if absent, shorter or unreadable.
 
-        Synchronous on purpose: a read from the page cache is cheaper than a hop to a thread.
+        May wait for the disk: not for an event loop.
 
         Raises:
             InvalidChunkKeyError.
+        """
+        ...
+
+    def read_nowait(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+        """As ``read``, where the answer is at hand: cheaper than a hop to a thread.
+
+        Raises:
+            InvalidChunkKeyError.
+            BlockingIOError: the disk must be waited for; ``load`` does.
+        """
+        ...
+
+    async def load(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+        """As ``read``, in a thread.
+
+        Raises:
+            InvalidChunkKeyError.
+
+        Cancelled: before it began, nothing happens; once begun it ends first.
         """
         ...
 

@@ -71,7 +71,7 @@ class VerifiedReader(Protocol):
         ...
 
     def read_nowait(self, offset: int, length: int) -> bytes | None:
-        """The bytes if they are at hand in memory, else None; never blocks."""
+        """As ``read`` if the bytes are at hand, else None; never blocks."""
         ...
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -89,6 +89,10 @@ class VerifiedReader(Protocol):
 
 class LayerReader(VerifiedReader, Protocol):
     """A reader whose bytes are also given to who remembers them itself, such as the kernel."""
+
+    def read_once_nowait(self, offset: int, length: int) -> bytes | None:
+        """As ``read_once`` if the bytes are at hand, else None; never blocks."""
+        ...
 
     async def read_once(self, offset: int, length: int) -> bytes:
         """As ``read``, without remembering anything: the same bytes are not asked for soon."""

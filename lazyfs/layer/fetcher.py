@@ -176,8 +176,7 @@ class PieceFetcher:
 
         Cancelled: fetches that were begun go on.
         """
-        read = self._engine.store.read
-        found = [read(piece.key, offset, length) for piece, offset, length in wanted]
+        found = await self._stored(wanted)
         missing = [index for index, data in enumerate(found) if data is None]
         self._counters.cache_hits += len(wanted) - len(missing)
         if not missing:
@@ -189,6 +188,41 @@ class PieceFetcher:
         for index, flight in zip(missing, flights, strict=True):
             found[index] = await self._arrival(flight, *wanted[index])
         return [data for data in found if data is not None]
+
+    def read_nowait(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes] | None:
+        """As ``read`` where all of it is at hand; else None."""
+        found = []
+        for piece, offset, length in wanted:
+            try:
+                data = self._engine.store.read_nowait(piece.key, offset, length)
+            except BlockingIOError:
+                return None
+            if data is None:
+                return None
+            found.append(data)
+        self._counters.cache_hits += len(wanted)
+        return found
+
+    async def _stored(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes | None]:
+        """What the store has, None where it has nothing.
+
+        On return there was no checkpoint since what is missing was found missing.
+        """
+        store = self._engine.store
+        found: list[bytes | None] = [None] * len(wanted)
+        while True:
+            on_disk = []
+            for index, (piece, offset, length) in enumerate(wanted):
+                if found[index] is None:
+                    try:
+                        found[index] = store.read_nowait(piece.key, offset, length)
+                    except BlockingIOError:
+                        on_disk.append(index)
+            if not on_disk:
+                return found
+            for index in on_disk:
+                piece, offset, length = wanted[index]
+                found[index] = await store.load(piece.key, offset, length)
 
     def begin(self, pieces: Iterable[Piece]) -> None:
         """Begin to fetch missing pieces that nobody is fetching yet; returns at once."""
@@ -273,7 +307,7 @@ class PieceFetcher:
                 data = None
             if data is not None:
                 return data[offset : offset + length]
-            stored = self._engine.store.read(piece.key, offset, length)
+            (stored,) = await self._stored([(piece, offset, length)])
             if stored is not None:
                 return stored
             self.begin([piece])

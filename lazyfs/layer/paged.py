@@ -24,6 +24,10 @@ class PagedReader(ABC):
         self.size_bytes = size_bytes
         self.counters = counters
 
+    def proven_nowait(self, offset: int, length: int) -> bytes | None:
+        """As ``read_proven`` where that needs no wait and little work; else None."""
+        return None
+
     @abstractmethod
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` proven bytes; the range is inside the image and not empty."""
@@ -37,15 +41,39 @@ class PagedReader(ABC):
         await trio.lowlevel.checkpoint()
 
     def read_nowait(self, offset: int, length: int) -> bytes | None:
-        """The bytes if one remembered page holds them all; never blocks."""
+        """As ``read`` if the bytes are at hand, else None; never blocks.
+
+        At hand is what the page memory has, and what the store has and can be proven at once.
+        """
+        if length > SMALL_BYTES:
+            return self.read_once_nowait(offset, length)
         page, start = divmod(offset, PAGE_BYTES)
-        if start + length > PAGE_BYTES:
+        if offset < 0 or length < 0 or start + length > PAGE_BYTES:
             return None
         data = self._pages.get(self._number, page)
-        if data is None or start + length > len(data):
+        if data is not None:
+            if start + length > len(data):
+                return None
+            self.counters.memory_bytes += length
+            return data[start : start + length]
+        size = min(PAGE_BYTES, self.size_bytes - page * PAGE_BYTES)
+        if not 0 < length <= size - start:
             return None
-        self.counters.memory_bytes += length
+        data = self.proven_nowait(page * PAGE_BYTES, size)
+        if data is None:
+            return None
+        self._pages.put(self._number, page, data)
+        self.counters.read_bytes += length
         return data[start : start + length]
+
+    def read_once_nowait(self, offset: int, length: int) -> bytes | None:
+        """As ``read_once`` if the bytes are at hand, else None; never blocks."""
+        if not 0 <= offset < offset + length <= self.size_bytes:
+            return None
+        data = self.proven_nowait(offset, length)
+        if data is not None:
+            self.counters.read_bytes += length
+        return data
 
     async def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` VERIFIED bytes at ``offset``.
@@ -80,7 +108,8 @@ class PagedReader(ABC):
         if length == 0:
             return b""
         self.counters.read_bytes += length
-        return await self.read_proven(offset, length)
+        data = self.proven_nowait(offset, length)
+        return await self.read_proven(offset, length) if data is None else data
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
@@ -93,6 +122,9 @@ class PagedReader(ABC):
         data = self._pages.get(self._number, page)
         if data is None:
             start = page * PAGE_BYTES
-            data = await self.read_proven(start, min(PAGE_BYTES, self.size_bytes - start))
+            length = min(PAGE_BYTES, self.size_bytes - start)
+            data = self.proven_nowait(start, length)
+            if data is None:
+                data = await self.read_proven(start, length)
             self._pages.put(self._number, page, data)
         return data

@@ -21,6 +21,7 @@ from cache.directory import DirectoryStore
 from cache.errors import CacheOpenError, CacheWriteError, StoreFullError
 from cache.eviction import EXACT_EVICTION_CHUNKS, charged_bytes
 from cache.flights import Flights
+from cache.pace import IN_PLACE_BYTES, DiskPace
 from tests.support.cache_chunks import BLOCK, charged_on_disk, chunk_data, chunk_key, chunk_path
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -469,3 +470,53 @@ async def test_old_lock_files_go_and_held_ones_stay(tmp_path: Path):
                 pass
             names = [found.name for found in store.locks_directory.iterdir()]
             assert names == [chunk_key(2).file_name]
+
+
+async def test_what_is_on_disk_only_is_not_waited_for_in_place(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(cache.chunkfiles, "_is_at_hand", lambda *_: False)
+    data = chunk_data(1, blocks=40)
+    with await DirectoryStore.open(tmp_path / "store", None) as store:
+        await store.put(chunk_key(1), data)
+        with pytest.raises(BlockingIOError):
+            store.read_nowait(chunk_key(1), 0, 100)
+        assert await store.load(chunk_key(1), 0, len(data)) == data
+        with pytest.raises(BlockingIOError):
+            store.read_nowait(chunk_key(1), 0, len(data))
+        with pytest.raises(BlockingIOError):
+            store.read_nowait(chunk_key(1), 0, 100)  # the pace is that of small reads
+        assert store.read_nowait(chunk_key(2), 0, 100) is None
+        assert store.read_nowait(chunk_key(1), 0, len(data) + 1) is None
+
+
+async def test_pages_that_the_kernel_has_dropped_are_read_again(tmp_path: Path):
+    data = chunk_data(1, blocks=40)
+    with await DirectoryStore.open(tmp_path / "store", None) as store:
+        await store.put(chunk_key(1), data)
+        descriptor = os.open(chunk_path(tmp_path / "store", 1), os.O_RDWR)
+        try:
+            for _ in range(3):
+                os.fsync(descriptor)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                try:
+                    found = store.read_nowait(chunk_key(1), 4096, 100_000)
+                except BlockingIOError:
+                    found = await store.load(chunk_key(1), 4096, 100_000)
+                assert found == data[4096:104_096]
+        finally:
+            os.close(descriptor)
+
+
+def test_a_quick_disk_is_waited_for_and_a_slow_one_is_not():
+    pace = DiskPace()
+    assert not pace.may_wait(4096)
+    pace.note(4096, 0.0001)
+    assert pace.may_wait(4096)
+    assert pace.may_wait(IN_PLACE_BYTES)
+    assert not pace.may_wait(IN_PLACE_BYTES + 1)
+    pace.note(IN_PLACE_BYTES + 1, 10.0)  # says nothing of small reads
+    assert pace.may_wait(4096)
+    pace.note(4096, 0.01)
+    assert not pace.may_wait(4096)
+    for _ in range(30):
+        pace.note(4096, 0.0001)
+    assert pace.may_wait(4096)

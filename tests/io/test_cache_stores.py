@@ -46,6 +46,18 @@ async def test_a_chunk_comes_back_in_any_range(kind: str, tmp_path: Path):
     assert store.usage_bytes() == charged_bytes(len(data))
 
 
+async def test_all_ways_to_read_agree(kind: str, tmp_path: Path):
+    store = await open_store(kind, tmp_path)
+    data = chunk_data(1)
+    await store.put(chunk_key(1), data)
+    for offset, length in ((0, len(data)), (17, 100), (len(data), 0), (0, len(data) + 1)):
+        wanted = None if offset + length > len(data) else data[offset : offset + length]
+        assert await store.load(chunk_key(1), offset, length) == wanted
+        assert store.read_nowait(chunk_key(1), offset, length) == wanted
+    assert await store.load(chunk_key(2), 0, 1) is None
+    assert store.read_nowait(chunk_key(2), 0, 1) is None
+
+
 async def test_absent_and_short_are_none_and_never_partial(kind: str, tmp_path: Path):
     store = await open_store(kind, tmp_path)
     assert store.read(chunk_key(1), 0, 1) is None

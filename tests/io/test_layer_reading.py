@@ -111,6 +111,31 @@ def test_every_read_gives_the_bytes_of_the_image(data: st.DataObject):
     trio.run(main)
 
 
+@pytest.mark.parametrize("verify", VerifyMode)
+@pytest.mark.parametrize("where", [(0, 4096), (5000, 30_000)])
+async def test_what_is_stored_and_proven_is_at_hand(verify: VerifyMode, where: tuple[int, int]):
+    layer = build.seekable(noise(300_000))
+    async with rigged() as rig:
+        opened = await rig.open(layer, verify, page_bytes=0)
+        assert opened.reader.read_nowait(*where) is None
+        assert opened.reader.read_once_nowait(*where) is None
+        await opened.expect(*where)
+        before = opened.counters.read_bytes
+        at_hand = opened.reader.read_once_nowait(*where)
+        offset, length = where
+        assert at_hand == layer.image[offset : offset + length]
+        assert opened.counters.read_bytes == before + length
+
+
+async def test_ranges_that_are_none_are_not_at_hand():
+    async with rigged() as rig:
+        opened = await rig.open(build.seekable(b"x" * 100))
+        await opened.expect(0, 100)
+        for offset, length in ((-1, 1), (0, -1), (0, 101), (100, 1), (1 << 70, 1), (0, 0)):
+            assert opened.reader.read_once_nowait(offset, length) is None
+            assert not opened.reader.read_nowait(offset, length)
+
+
 @pytest.mark.parametrize(
     ("layer", "verify", "reader", "proof"),
     [
@@ -166,7 +191,6 @@ async def test_small_reads_are_remembered_by_whole_pages():
             assert opened.reader.read_nowait(offset, length) == layer.image[offset:][:length]
         assert rig.store.statistics().hits == misses
         assert opened.reader.read_nowait(PAGE_BYTES - 2, 4) is None  # over two pages
-        assert opened.reader.read_nowait(3 * PAGE_BYTES, 4) is None
-        await opened.expect(3 * PAGE_BYTES, 100)
+        assert opened.reader.read_nowait(3 * PAGE_BYTES, 4) == layer.image[-100:-96]  # stored
         assert opened.reader.read_nowait(3 * PAGE_BYTES, 100) == layer.image[-100:]
         assert opened.reader.read_nowait(3 * PAGE_BYTES, 101) is None  # passes the end

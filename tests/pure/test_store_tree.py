@@ -20,6 +20,8 @@ class Bytes:
     def read_nowait(self, offset: int, length: int) -> bytes | None:
         return None
 
+    read_once_nowait = read_nowait
+
     async def read(self, offset: int, length: int) -> bytes:
         return self._data[offset : offset + length]
 
