@@ -33,6 +33,7 @@ from lazyfs.failurelog import FailureLog
 from lazyfs.interfaces import BlobSource, Notebook
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.failures import Failure, FailureMemory, failure_of
+from lazyfs.layer.macs import MacMemory
 from lazyfs.model import ByteRange
 from lazyfs.verity.trusted import LEAF_LIMIT_BYTES
 from registry.retry import ask_again
@@ -46,6 +47,9 @@ leaves some to the others."""
 
 DECODED_BYTES = 32 << 20
 """Decompressed chunks kept in memory for all layers (at least one)."""
+
+PROVERS = 2
+"""Threads at once that hold what comes from the store against hash trees."""
 
 SLOWEST_BYTES_PER_S = 16 << 10
 """A fetch that is slower than this, over its whole length, is given up."""
@@ -97,6 +101,10 @@ class Engine:
     """Proven leaf blocks of its hash tree that one layer keeps in memory."""
     notes: Notebook | None = None
     """What layers note for a later mount."""
+    provers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(PROVERS))
+    """Threads that hash what comes from the store."""
+    macs: MacMemory = field(default_factory=MacMemory)
+    """What was proven in this daemon's life."""
     decoded: Memo = field(default_factory=lambda: Memo(DECODED_BYTES))
     """Decompressed chunks, by layer and index, where the store has none in that form."""
     store_failed: bool = False

@@ -122,7 +122,7 @@ def _open_seekable(
     elif verity is not None and (verify is VerifyMode.ALWAYS or not metadata.chunks_proven):
         chunks = chunks_as("data")
         hashes = HashPieces(verity, chunks, fetcher, context.engine.leaf_bytes)
-        reader = VerityLayer(context.number, chunks, *common, hashes)
+        reader = VerityLayer(context.number, chunks, *common, hashes, context.engine)
         proof = f"dm-verity ({verity.params.algorithm}) of each block"
         if metadata.chunks_proven:
             proof = f"{checks}, {proof}"

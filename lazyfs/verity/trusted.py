@@ -18,7 +18,7 @@ from collections import OrderedDict
 from lazyfs.errors import DataBlockMismatchError, HashBlockMismatchError, ImageFormatError
 from lazyfs.model import ByteRange
 from lazyfs.verity.geometry import geometry
-from lazyfs.verity.params import VerityParams
+from lazyfs.verity.params import VerityParams, hash_blocks
 
 LEAF_LIMIT_BYTES = 8 << 20
 """Leaf blocks kept; this much covers 512 MiB of data with SHA-512 and blocks of 4 KiB."""
@@ -126,28 +126,29 @@ class TrustedHashTree:
         """
         size = self.params.data_block_size_bytes
         count = -(-len(data) // size)
+        if len(data) % size and first_block + count != self.params.data_blocks:
+            raise AssertionError(f"{len(data)} bytes are not whole data blocks of {size}")
+        wanted = self.digests(first_block, count)
+        found = hash_blocks(self._hash, size, data)
+        if found != wanted:
+            self._raise_data_mismatch(first_block, found, wanted)
+
+    def digests(self, first_block: int, count: int) -> bytes:
+        """The digests of data blocks, joined, as ``hash_blocks`` gives them; no leaf is missing.
+
+        For who hashes the blocks in a thread.
+        """
         self._check_blocks(first_block, count)
-        view = memoryview(data)
-        if len(data) % size:
-            if first_block + count != self.params.data_blocks:
-                raise AssertionError(f"{len(data)} bytes are not whole data blocks of {size}")
-            view = memoryview(bytes(data) + bytes(-len(data) % size))
-        block_hash = self._hash
         digest_size = self.params.digest_size_bytes
         fan_out = self.params.digests_per_block
-        position = 0
-        while position < len(view):
-            # One leaf at a time: the digests lie in it side by side, as they come out.
-            block = first_block + position // size
-            slot = block % fan_out
-            end = min(len(view), position + (fan_out - slot) * size)
-            found = b"".join(
-                [block_hash(view[start : start + size]) for start in range(position, end, size)]
-            )
-            wanted = self._digests_of(block // fan_out, slot * digest_size, len(found))
-            if found != wanted:
-                self._raise_data_mismatch(block, found, wanted)
-            position = end
+        parts = []
+        while count > 0:
+            leaf, slot = divmod(first_block, fan_out)
+            some = min(count, fan_out - slot)
+            parts.append(self._digests_of(leaf, slot * digest_size, some * digest_size))
+            first_block += some
+            count -= some
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _digests_of(self, leaf_index: int, offset: int, length: int) -> bytes:
         if not self._geometry.levels:

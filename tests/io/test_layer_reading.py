@@ -112,7 +112,7 @@ def test_every_read_gives_the_bytes_of_the_image(data: st.DataObject):
 
 
 @pytest.mark.parametrize("verify", VerifyMode)
-@pytest.mark.parametrize("where", [(0, 4096), (5000, 30_000)])
+@pytest.mark.parametrize("where", [(0, 4096), (5000, 30_000), (0, 300_000)])
 async def test_what_is_stored_and_proven_is_at_hand(verify: VerifyMode, where: tuple[int, int]):
     layer = build.seekable(noise(300_000))
     async with rigged() as rig:
