@@ -98,6 +98,13 @@ class LayerReader(VerifiedReader, Protocol):
         """As ``read``, without remembering anything: the same bytes are not asked for soon."""
         ...
 
+    async def read_proven(self, offset: int, length: int) -> bytes:
+        """As ``read_once``, for ourselves and not for a reader: neither counted nor recorded.
+
+        The range is inside the image and not empty.
+        """
+        ...
+
 
 class ImageTree(Protocol):
     """A read-only tree of files, as FUSE serves it.

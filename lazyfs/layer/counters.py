@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from lazyfs.histogram import FETCH_BOUNDS_S, Histogram
 from lazyfs.layer.failures import cause_of
+from lazyfs.profile.recording import LayerTouches
 
 
 @dataclass(slots=True)
@@ -35,6 +36,8 @@ class LayerCounters:
     last_error: str | None = None
     notes: list[str] = field(default_factory=list)
     """What a user should know, such as a missing dm-verity tree."""
+    touched: LayerTouches | None = None
+    """Notes which blocks readers ask for, if somebody wants to know."""
 
     def failed(self, error: Exception) -> None:
         """Count an error that reached a reader."""

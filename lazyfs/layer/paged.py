@@ -59,7 +59,7 @@ class PagedReader(ABC):
         size = min(PAGE_BYTES, self.size_bytes - page * PAGE_BYTES)
         if not 0 < length <= size - start:
             return None
-        data = self.proven_nowait(page * PAGE_BYTES, size)
+        data = self._noted_nowait(page * PAGE_BYTES, size)
         if data is None:
             return None
         self._pages.put(self._number, page, data)
@@ -70,7 +70,7 @@ class PagedReader(ABC):
         """As ``read_once`` if the bytes are at hand, else None; never blocks."""
         if not 0 <= offset < offset + length <= self.size_bytes:
             return None
-        data = self.proven_nowait(offset, length)
+        data = self._noted_nowait(offset, length)
         if data is not None:
             self.counters.read_bytes += length
         return data
@@ -108,8 +108,7 @@ class PagedReader(ABC):
         if length == 0:
             return b""
         self.counters.read_bytes += length
-        data = self.proven_nowait(offset, length)
-        return await self.read_proven(offset, length) if data is None else data
+        return await self._noted(offset, length)
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:
@@ -122,9 +121,20 @@ class PagedReader(ABC):
         data = self._pages.get(self._number, page)
         if data is None:
             start = page * PAGE_BYTES
-            length = min(PAGE_BYTES, self.size_bytes - start)
-            data = self.proven_nowait(start, length)
-            if data is None:
-                data = await self.read_proven(start, length)
+            data = await self._noted(start, min(PAGE_BYTES, self.size_bytes - start))
             self._pages.put(self._number, page, data)
         return data
+
+    def _noted_nowait(self, offset: int, length: int) -> bytes | None:
+        """As ``_noted`` where that needs no wait and little work; else None, and nothing noted."""
+        data = self.proven_nowait(offset, length)
+        if data is not None and self.counters.touched is not None:
+            self.counters.touched.note(offset, length)
+        return data
+
+    async def _noted(self, offset: int, length: int) -> bytes:
+        """Proven bytes for a reader; that he wanted them goes into the recording."""
+        if self.counters.touched is not None:
+            self.counters.touched.note(offset, length)
+        data = self.proven_nowait(offset, length)
+        return await self.read_proven(offset, length) if data is None else data

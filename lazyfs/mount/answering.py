@@ -1,13 +1,13 @@
 """The daemon's side of its control socket: one question, one JSON document, for each connection.
 
-A question is a JSON object on one line, or nothing at all, which asks for the status.
+A question is a JSON object on one line, ``{"QUESTION": "what of"}``, or nothing at all, which asks
+for the status.
 """
 
 import contextlib
 import json
 import logging
-import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import trio
 
@@ -27,14 +27,21 @@ Document = dict[str, object]
 async def answer_all(
     listener: trio.SocketListener,
     status: Callable[[], Document],
-    explain: Callable[[bytes], Awaitable[Document]],
+    answers: Mapping[str, Callable[[str], Awaitable[Document]]],
 ) -> None:
-    """Answer everybody who connects, until cancelled."""
+    """Answer everybody who connects, until cancelled.
+
+    Args:
+        listener: where they connect.
+        status: the answer to no question, or to one that is not known.
+        answers: what answers a question, by its name.
+    """
 
     async def answer(stream: trio.SocketStream) -> None:
         try:
-            path = await _asked_path(stream)
-            document = status() if path is None else await explain(path)
+            question, argument = await _asked(stream)
+            known = answers.get(question)
+            document = status() if known is None else await known(argument)
             text = json.dumps(document, default=str)
         except trio.BrokenResourceError:
             return
@@ -47,8 +54,8 @@ async def answer_all(
     await trio.serve_listeners(answer, [listener])
 
 
-async def _asked_path(stream: trio.SocketStream) -> bytes | None:
-    """The path that is to be explained; None: the status is wanted."""
+async def _asked(stream: trio.SocketStream) -> tuple[str, str]:
+    """The name of a question, and what it is about; two empty ones: the status is wanted."""
     question = bytearray()
     with trio.move_on_after(QUESTION_WITHIN_S):
         while b"\n" not in question and len(question) < MAX_QUESTION_BYTES:
@@ -57,7 +64,9 @@ async def _asked_path(stream: trio.SocketStream) -> bytes | None:
                 break
             question += data
     try:
-        path = json.loads(question or b"{}").get("explain")
+        for name, argument in json.loads(question or b"{}").items():
+            if isinstance(argument, str):
+                return name, argument
     except (ValueError, AttributeError):
-        return None
-    return os.fsencode(path) if isinstance(path, str) else None
+        pass
+    return "", ""

@@ -50,8 +50,9 @@ from lazyfs.mount.explain import Explainer
 from lazyfs.mount.figures import Figures
 from lazyfs.mount.mountedimage import MountedImage
 from lazyfs.mount.options import MountOptions
-from lazyfs.mount.report import ImageReport, LayerReport, LocalReport
+from lazyfs.mount.report import ImageReport, LayerReport, LocalReport, reads_document
 from lazyfs.plan import MAX_LAYERS, LayerPlan, plan_layers
+from lazyfs.profile.recording import Recording
 from lazyfs.resolve import ResolvedImage, resolve_image, resolve_pinned
 from lazyfs.store.layers import LayerFiles
 from registry.errors import RegistryError
@@ -86,6 +87,7 @@ class OpenedImage:
     layer_files: LayerFiles
     report: ImageReport | LocalReport
     explainer: Explainer
+    recording: Recording | None = None
 
     @property
     def pin(self) -> str:
@@ -103,6 +105,13 @@ class OpenedImage:
     async def explain(self, path: bytes) -> dict[str, object]:
         """What ``lazyfs explain`` shows."""
         return await self.explainer.explain(path)
+
+    async def reads(self) -> dict[str, object]:
+        """Which blocks were read, for ``lazyfs profile``."""
+        await trio.lowlevel.checkpoint()
+        if self.recording is None or isinstance(self.report, LocalReport):
+            return {"problem": "only what is read of images with a manifest is recorded"}
+        return reads_document(self.report, self.recording)
 
 
 @asynccontextmanager
@@ -194,7 +203,8 @@ async def _open_layers(
     options: MountOptions,
     documents: Documents,
 ) -> OpenedImage:
-    opener = LayerOpener(source, resolved.name, engine, options, documents)
+    recording = Recording()
+    opener = LayerOpener(source, resolved.name, engine, options, documents, recording=recording)
     layers = await all_of([partial(opener.open, *item) for item in enumerate(plans, 1)])
     reports = opener.ordered_reports()
     if options.prefetch == "all":
@@ -211,7 +221,7 @@ async def _open_layers(
     else:
         tree = SingleTree(layers[0]) if len(layers) == 1 else MergedTree(layers)
     explainer = Explainer(tree, layers, reports, engine.store, engine.failures)
-    return OpenedImage(tree, opener.layer_files(), report, explainer)
+    return OpenedImage(tree, opener.layer_files(), report, explainer, recording)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +244,21 @@ class LayerOpener:
         options: MountOptions,
         documents: Documents,
         shared: Shared | None = None,
+        recording: Recording | None = None,
     ) -> None:
-        """Open layers of the image ``name`` in ``source``; ``shared`` with other images."""
+        """Open layers of the image ``name`` in ``source``.
+
+        Args:
+            source: has the image.
+            name: of the image.
+            engine: fetches.
+            options: of the mount.
+            documents: what was kept of earlier mounts.
+            shared: with other images.
+            recording: is to note what is read.
+        """
         shared = shared or Shared()
+        self._recording = recording
         self._source = source
         self._documents = documents
         self._name = name
@@ -310,7 +332,8 @@ class LayerOpener:
         """
         digest = plan.descriptor.digest
         name = f"{self._name} {what} ({digest.algorithm}:{digest.encoded[:12]})"
-        counters = LayerCounters()
+        touched = None if self._recording is None else self._recording.layer()
+        counters = LayerCounters(touched=touched)
         blob = await self._blob(plan.descriptor, counters)
         index = None if plan.index is None else await self._blob(plan.index, counters)
         number = next(self._numbers)

@@ -149,7 +149,11 @@ async def _serve_by(
         life.serving.set()
         life.end = End.OVER
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(answer_all, listener, document, image.explain)
+            answers = {
+                "explain": lambda path: image.explain(os.fsencode(path)),
+                "reads": lambda _: image.reads(),
+            }
+            nursery.start_soon(answer_all, listener, document, answers)
             nursery.start_soon(announce)
             nursery.start_soon(operations.askers.watch)
             if scrapes.listener is not None:

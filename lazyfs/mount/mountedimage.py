@@ -36,6 +36,10 @@ class MountedImage(Protocol):
         """What ``lazyfs explain`` shows of a path from the root, ready for JSON; ends soon."""
         ...
 
+    async def reads(self) -> dict[str, object]:
+        """Which blocks were read, for ``lazyfs profile``, ready for JSON."""
+        ...
+
     def figures(self) -> Figures:
         """What metrics are made of; quick."""
         ...

@@ -87,7 +87,7 @@ class Promotion:
             os.truncate(file, reader.size_bytes)
             for offset in range(0, reader.size_bytes, COPY_BYTES):
                 length = min(COPY_BYTES, reader.size_bytes - offset)
-                data = await reader.read_once(offset, length)
+                data = await reader.read_proven(offset, length)
                 if data.strip(b"\0"):
                     await trio.to_thread.run_sync(_write_all, file, data, offset)
             await trio.to_thread.run_sync(os.fsync, file)

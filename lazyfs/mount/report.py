@@ -13,6 +13,7 @@ from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import OpenLayer
 from lazyfs.mount.figures import CacheFigures, Figures
 from lazyfs.mount.options import MountOptions
+from lazyfs.profile.recording import Recording
 from lazyfs.resolve import ResolvedImage, pin_of
 from registry.manifest import Descriptor
 
@@ -160,6 +161,25 @@ class LocalReport:
             "hosts": [],
             "cache": None,
         }
+
+
+def reads_document(report: ImageReport, recording: Recording) -> dict[str, object]:
+    """Which blocks were read: a profile without files, and whether all of them are in it."""
+    ours = {
+        layer.counters.touched.number: position
+        for position, layer in enumerate(report.layers)
+        if layer.counters.touched is not None
+    }
+    return {
+        "image": str(report.resolved.descriptor.digest),
+        "layers": [str(layer.descriptor.digest) for layer in report.layers],
+        "blocks": [
+            (ours[run.layer], run.first, run.length)
+            for run in recording.runs()
+            if run.layer in ours
+        ],
+        "complete": recording.complete,
+    }
 
 
 def layer_documents(layers: Iterable[LayerReport], store: ChunkStore) -> list[dict[str, object]]:

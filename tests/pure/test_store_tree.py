@@ -28,6 +28,9 @@ class Bytes:
     async def read_once(self, offset: int, length: int) -> bytes:
         return await self.read(offset, length)
 
+    async def read_proven(self, offset: int, length: int) -> bytes:
+        return await self.read(offset, length)
+
 
 async def test_a_file_is_found_listed_and_read(nursery: trio.Nursery):
     async def opener() -> Bytes:

@@ -284,6 +284,9 @@ class MemoryImage:
     async def explain(self, path: bytes) -> dict[str, object]:
         return {"path": os.fsdecode(path)}
 
+    async def reads(self) -> dict[str, object]:
+        return {"problem": "nothing is recorded"}
+
     def figures(self) -> Figures:
         return Figures(self.name, None)
 
