@@ -45,6 +45,7 @@ COMMANDS = (
     Command("explain", "lazyfs.cli.explain", "tell where a file of a mount comes from, and how"),
     Command("doctor", "lazyfs.cli.doctor", "look for what is wrong on this machine"),
     Command("inspect", "lazyfs.cli.inspect", "show an image's layers, tables and tree"),
+    Command("profile", "lazyfs.cli.profile", "note what a start reads, so that the next is faster"),
     Command("unpack", "lazyfs.cli.unpack", "unpack the layers of an image into files"),
     Command("cache", "lazyfs.cli.cache", "show, shrink, empty and check what is cached"),
     Command("verify", "lazyfs.cli.verify", "check all of an image and say what is broken"),

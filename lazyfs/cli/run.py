@@ -16,12 +16,16 @@ Examples:
 """
 
 import argparse
+import contextlib
 import os
 import secrets
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from lazyfs.cli.mount import add_fetching, add_seeing, fetching_options, serve
@@ -43,6 +47,10 @@ from registry.jsondoc import encode_json
 
 ENTERED_VARIABLE = "LAZYFS_IN_NAMESPACE"
 """Set once we have made ourselves root of a user namespace."""
+
+
+STOP_WITHIN_S = 3.0
+"""How long a container may take to end once its time is over."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     if os.geteuid() != 0:
         return _enter_user_namespace()
     try:
-        return _run(args)
+        return run_container(args)
     except (Exception, BaseExceptionGroup) as error:
         failure = innermost(error)
         if args.debug or not isinstance(failure, LazyfsError | RegistryError | OSError):
@@ -125,7 +133,19 @@ def _enter_user_namespace() -> int:
         raise RunError(f"unshare: {error.strerror}") from error
 
 
-def _run(args: argparse.Namespace) -> int:
+def run_container(
+    args: argparse.Namespace, then: Callable[[Container], None] = lambda _: None, for_s: float = 0
+) -> int:
+    """Run the container; its exit status.
+
+    Args:
+        args: as ``add_arguments`` declares them.
+        then: called after its end, while its root is still mounted.
+        for_s: end it after so many seconds; 0: let it end by itself.
+
+    Raises:
+        LazyfsError, RegistryError, OSError: it cannot be run.
+    """
     import trio
 
     if args.tty and not os.isatty(0):
@@ -144,7 +164,30 @@ def _run(args: argparse.Namespace) -> int:
     with new_container(choices.hostname, image, runtime) as (container, lock):
         _mount(image, options, container, args)
         _prepare(container, described, choices, args)
-        return _start(container, lock, described, runtime, args)
+        with _ended_after(for_s, container, runtime):
+            status = _start(container, lock, described, runtime, args)
+        then(container)
+        return status
+
+
+@contextlib.contextmanager
+def _ended_after(for_s: float, container: Container, runtime: Runtime) -> Iterator[None]:
+    """End the container after some time: as SIGTERM would, then for good; 0: never."""
+    if not for_s:
+        yield
+        return
+    kill = partial(runtime.call, container.state, "kill", container.name, "KILL")
+    timers = [
+        threading.Timer(for_s, os.kill, (os.getpid(), signal.SIGTERM)),
+        threading.Timer(for_s + STOP_WITHIN_S, kill),
+    ]
+    for timer in timers:
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def _choices(args: argparse.Namespace, runtime: Runtime) -> Choices:

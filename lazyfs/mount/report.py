@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from cache.steady import SteadyStore
 from cache.store import ChunkStore
@@ -171,6 +171,8 @@ def reads_document(report: ImageReport, recording: Recording) -> dict[str, objec
         if layer.counters.touched is not None
     }
     return {
+        "name": report.resolved.name,
+        "options": replace(report.options, pin=report.pin()).to_json(),
         "image": str(report.resolved.descriptor.digest),
         "layers": [str(layer.descriptor.digest) for layer in report.layers],
         "blocks": [

@@ -36,7 +36,7 @@ MAX_RUNS = 1 << 20
 MAX_PATH_BYTES = 4096
 MAX_OFFSET = 1 << 60
 
-_SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1
 _DIGEST = re.compile(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-f]{32,256}", re.ASCII)
 
 
@@ -93,7 +93,7 @@ def encode_profile(profile: Profile) -> bytes:
         ProfileError: it passes a limit, so that nobody could read it.
     """
     document = {
-        "schemaVersion": _SCHEMA_VERSION,
+        "schemaVersion": SCHEMA_VERSION,
         "image": profile.image,
         "runs": profile.runs,
         "layers": profile.layers,
@@ -120,8 +120,17 @@ def decode_profile(raw: bytes) -> Profile:
         document = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ProfileError(f"a profile that is not JSON: {str(error)[:120]}") from error
-    if not isinstance(document, dict) or document.get("schemaVersion") != _SCHEMA_VERSION:
-        raise ProfileError(f"not a profile of version {_SCHEMA_VERSION}")
+    return profile_of(document)
+
+
+def profile_of(document: object) -> Profile:
+    """The profile that a parsed document holds.
+
+    Raises:
+        ProfileError: as for ``decode_profile``.
+    """
+    if not isinstance(document, dict) or document.get("schemaVersion") != SCHEMA_VERSION:
+        raise ProfileError(f"not a profile of version {SCHEMA_VERSION}")
     layers = tuple(_digest(value) for value in _items(document, "layers", MAX_LAYERS))
     if not layers:
         raise ProfileError("a profile without layers")

@@ -103,7 +103,7 @@ def why_not(log: Path) -> str:
 def exit_status_of(problem: str) -> int:
     """The status for a container that did not come to run, by what the runtime said."""
     about_command = "exec" in problem
-    if about_command and ("not found" in problem or "No such file" in problem.split("exec")[-1]):
+    if about_command and ("not found" in problem or "o such file" in problem.split("exec")[-1]):
         return EXIT_NOT_FOUND
     if about_command and ("ermission denied" in problem or "Exec format" in problem):
         return EXIT_NOT_EXECUTABLE
