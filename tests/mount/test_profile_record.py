@@ -105,8 +105,8 @@ def test_a_command_in_a_container_is_recorded(big_image: ConvertedImage, tmp_pat
     cache = ("--cache-dir", tmp_path / "cache")
     first, second, third = "/usr/bin/find", "/usr/bin/tar", "/usr/bin/gpgv"
     size = sizes(big_image)
-    words = (big_image.name, *cache, "-o", one, "--", "cat", first, second)
-    done = lazyfs("profile", "record", *words)
+    command = ("cat", first, second)
+    done = lazyfs("profile", "record", big_image.name, *cache, "-o", one, "--", *command)
     assert " files" in done.stderr
     profile = decode_profile(one.read_bytes())
     assert [read_of(profile, path) for path in (first, second)] == [size[first], size[second]]
@@ -115,8 +115,8 @@ def test_a_command_in_a_container_is_recorded(big_image: ConvertedImage, tmp_pat
     assert profile.touched_bytes < size[first] + size[second] + (12 << 20)
 
     script = f"cat {second} {third}; sleep 1000"
-    words = ("--for", "1.5s", *cache, "-o", two, big_image.name, "--", "sh", "-c", script)
-    lazyfs("profile", "record", *words)
+    options = ("--for", "1.5s", *cache, "-o", two)
+    lazyfs("profile", "record", *options, big_image.name, "--", "sh", "-c", script)
     lazyfs("profile", "merge", one, two, "-o", both)
     shown = json.loads(lazyfs("profile", "show", both, "--json").stdout)
     assert shown["runs"] == 2
