@@ -299,10 +299,10 @@ def _mount(
         return serve_in_foreground(request, show, service)
     from lazyfs.mount.start import start_in_background
 
-    logs = LogChoice(args.log_format, args.log_level)
+    logs = LogChoice(args.log_format, "debug" if args.debug else args.log_level)
 
     def start(what: MountRequest) -> None:
-        start_in_background(what, lock, debug=args.debug, show=show, logs=logs)
+        start_in_background(what, lock, show=show, logs=logs)
 
     changes = getattr(args, "rw", None)
     if changes is None:

@@ -109,7 +109,6 @@ def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int
     parser.add_argument("--lock-fd", type=int, required=True)
     parser.add_argument("--keeper-fd", type=int, required=True)
     parser.add_argument("--fuse-fd", type=int, help="of the mount, where one is taken over")
-    parser.add_argument("--debug", action="store_true")
     parser.add_argument("--log-format", default=FORMATS[0])
     parser.add_argument("--log-level")
     parser.add_argument("request", type=MountRequest.from_json)
@@ -117,25 +116,49 @@ def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int
     os.set_inheritable(args.lock_fd, False)
     if args.fuse_fd is not None:
         os.set_inheritable(args.fuse_fd, False)
-    choice = LogChoice(args.log_format, "debug" if args.debug else args.log_level)
-    log_to_stderr(choice, logging.INFO, about(args.request))
+    choice = LogChoice(args.log_format, args.log_level)
+    starter = None if args.report_fd is None else Starter(args.report_fd)
+    custody = Custody(our_supervisor(args.keeper_fd), args.fuse_fd)
+    return _run(args.request, open_image, choice, starter, custody)
+
+
+def serve_first(
+    open_image: ImageOpener, request: MountRequest, logs: LogChoice, report: int, keeper: int
+) -> int:
+    """Be the first daemon of a mount, in this process; return its exit status.
+
+    Args:
+        open_image: what opens the image.
+        request: what to mount where.
+        logs: how to log.
+        report: descriptor of the line to who started the mount.
+        keeper: descriptor of the line to the supervisor.
+    """
+    return _run(request, open_image, logs, Starter(report), Custody(our_supervisor(keeper), None))
+
+
+def _run(
+    request: MountRequest,
+    open_image: ImageOpener,
+    logs: LogChoice,
+    starter: Starter | None,
+    custody: Custody,
+) -> int:
+    log_to_stderr(logs, logging.INFO, about(request))
     raise_file_limit()
     keep_freed_buffers()
-    starter = None
-    if args.report_fd is not None:
-        starter = Starter(args.report_fd)
+    if starter is not None:
         logging.getLogger().addHandler(starter)
-    keeper = our_supervisor(args.keeper_fd)
-    custody = Custody(keeper, args.fuse_fd)
     try:
-        end = trio.run(_serve, args.request, open_image, starter, custody)
+        end = trio.run(_serve, request, open_image, starter, custody)
     except Exception as error:  # noqa: BLE001 - the outermost frame tells who waits
         failure = first_cause(error)
         traceback.print_exception(error)
         text = str(failure)
         if not isinstance(failure, EXPECTED_ERRORS):
             text = f"internal error: {type(failure).__name__}: {failure}"
-        keeper.status(text)
+        if custody.keeper is not None:
+            custody.keeper.status(text)
         if starter is not None:
             with contextlib.suppress(OSError):
                 starter.finish("error", text)

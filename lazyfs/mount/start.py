@@ -5,14 +5,14 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lazyfs.errors import MountError
 from lazyfs.mount.logs import LogChoice
 from lazyfs.mount.request import MountRequest
+from lazyfs.mount.spawning import Child, Descriptors, spawn
 from lazyfs.mount.unmount import remove_mount
 
 DAEMON_COMMAND = (sys.executable, "-P", os.fspath(Path(__file__).with_name("__main__.py")))
@@ -33,7 +33,6 @@ def start_in_background(
     request: MountRequest,
     lock: int,
     *,
-    debug: bool,
     show: Callable[[str], None],
     logs: LogChoice = LogChoice(),  # noqa: B008 - immutable
 ) -> None:
@@ -42,7 +41,6 @@ def start_in_background(
     Args:
         request: what to mount where.
         lock: the descriptor that holds the runtime folder's lock; the daemon keeps it.
-        debug: the daemon logs much.
         show: given each warning that comes while the image is opened.
         logs: how supervisor and daemon write their log.
 
@@ -56,19 +54,17 @@ def start_in_background(
     with ours, ours.makefile("rb") as report:
         try:
             with theirs, _interrupts_deferred():
-                words = [*logs.arguments(), *(["--debug"] if debug else [])]
-                process = _spawn(request, lock, theirs.fileno(), words)
+                process = _spawn(request, lock, theirs.fileno(), logs)
             failure = _wait_for_word(report.readline, show)
         finally:
             if failure is not None:
                 if process is not None:
-                    _end(process)
-                    failure = failure or _last_words(process, request.folder.log)
+                    status = process.end(END_WITHIN_S)
+                    failure = failure or _last_words(status, request.folder.log)
                 remove_mount(request.mountpoint)
                 request.folder.remove()
     if failure is not None:
         raise MountError(failure)
-    process.returncode = 0  # it lives on without us: there is nothing to wait for
 
 
 @contextlib.contextmanager
@@ -88,22 +84,21 @@ def _interrupts_deferred() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _spawn(
-    request: MountRequest, lock: int, report: int, options: Sequence[str]
-) -> "subprocess.Popen[bytes]":
-    """Start a supervisor, in its own session; it inherits nothing but two descriptors."""
+def _spawn(request: MountRequest, lock: int, report: int, logs: LogChoice) -> Child:
+    """Start supervisor and daemon, in their own session."""
+
+    def serve(report: int, keeper: int) -> int:
+        # Only now: nobody but the daemon needs them, and they take long.
+        from lazyfs.mount.background import serve_first
+        from lazyfs.mount.openers import open_named
+
+        return serve_first(open_named, request, logs, report, keeper)
+
     folder = os.fspath(request.folder.path)
-    words = [*SUPERVISOR_COMMAND, folder, str(lock), str(report), *DAEMON_COMMAND]
+    daemon = [*DAEMON_COMMAND, *logs.arguments(), request.to_json()]
     with request.folder.log.open("ab") as log:
-        return subprocess.Popen(  # noqa: S603 - our own program
-            [*words, *options, request.to_json()],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            pass_fds=(lock, report),
-            cwd="/",
-        )
+        given = Descriptors(lock, report, log.fileno())
+        return spawn([*SUPERVISOR_COMMAND, folder], daemon, given, serve)
 
 
 def _wait_for_word(read_line: Callable[[int], bytes], show: Callable[[str], None]) -> str | None:
@@ -122,25 +117,15 @@ def _wait_for_word(read_line: Callable[[int], bytes], show: Callable[[str], None
     return ""
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Make sure that the process is gone."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(END_WITHIN_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _last_words(process: "subprocess.Popen[bytes]", log: Path) -> str:
+def _last_words(status: int, log: Path) -> str:
     """What is known of a daemon that ended without giving a reason."""
     try:
         tail = log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
     except OSError:
         tail = ""
     how = (
-        f"was killed by {signal.Signals(-process.returncode).name}"
-        if process.returncode < 0
-        else f"ended with status {process.returncode}"
+        f"was killed by {signal.Signals(-status).name}"
+        if status < 0
+        else f"ended with status {status}"
     )
     return f"the daemon {how} before the mount was ready" + (f"; its log: {tail}" if tail else "")

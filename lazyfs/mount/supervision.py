@@ -11,6 +11,9 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RESTART_SIGNAL = signal.SIGUSR1
 """Replaces the daemon, sent to either."""
 
+NO_CHILD = "-"
+"""For the supervisor, in the place of "PROCESS:DESCRIPTOR", which is its first daemon."""
+
 HANDED_OVER = 75
 """Exit status of a daemon that wants another one to go on (EX_TEMPFAIL in sysexits.h)."""
 

@@ -32,6 +32,7 @@ from lazyfs.mount.supervision import (
     GAVE_UP,
     HANDED_OVER,
     LOCAL,
+    NO_CHILD,
     PAUSING,
     REPORT_NAME,
     RESTART_SIGNAL,
@@ -57,13 +58,15 @@ _DESCRIPTOR_BYTES = 4
 class Supervisor:
     """One mount's supervisor."""
 
-    def __init__(self, folder: str, lock: int, report: int, command: list[str]) -> None:
+    def __init__(self, folder: str, lock: int, report: int, first: str, command: list[str]) -> None:
         """Supervise the mount of a runtime folder.
 
         Args:
             folder: the runtime folder.
             lock: descriptor of its lock; daemons share it.
-            report: descriptor for the first daemon, on which it talks to who mounts.
+            report: descriptor for the first daemon, on which it talks to who mounts; -1: it has it.
+            first: the first daemon, our child, and the line to it ("PROCESS:DESCRIPTOR"), or
+                ``NO_CHILD``: it is to be started.
             command: starts a daemon.
         """
         self._folder = folder
@@ -87,12 +90,19 @@ class Supervisor:
         self._crashes = 0
         self._signals, wake_up = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_up, warn_on_full_buffer=False)
-        for number in (*ENDING_SIGNALS, RESTART_SIGNAL):
+        signals = (*ENDING_SIGNALS, RESTART_SIGNAL)
+        for number in signals:
             signal.signal(number, lambda _number, _frame: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)  # who started us holds them back
+        self._first = first
 
     def run(self) -> int:
         """Supervise until the mount is over; return the exit status."""
-        self._start()
+        if self._first == NO_CHILD:
+            self._start()
+        else:
+            child, line = self._first.split(":")
+            self._adopt(int(child), socket.socket(fileno=int(line)))
         while True:
             watch = select.poll()
             watch.register(self._signals, select.POLLIN)
@@ -150,23 +160,29 @@ class Supervisor:
         if self._report >= 0:
             words += ["--report-fd", str(self._report)]
             inherited.append(self._report)
-        self._phase, self._handing_over = STARTING, False
-        self._deadline_s = time.monotonic() + WATCHDOG_S
-        self._ear.close()
-        self._ear = ours
-        self._child = os.fork()
-        if self._child == 0:
+        child = os.fork()
+        if child == 0:
             try:
                 for descriptor in inherited:
                     os.set_inheritable(descriptor, True)
                 os.execv(words[0], words)  # noqa: S606 - no shell wanted
             finally:
                 os._exit(127)
-        self._pidfd = os.pidfd_open(self._child)
         theirs.close()
         if self._report >= 0:
             os.close(self._report)
             self._report = -1
+        self._adopt(child, ours)
+
+    def _adopt(self, child: int, ear: socket.socket) -> None:
+        """Begin with a daemon that was started."""
+        ear.set_inheritable(False)
+        self._phase, self._handing_over = STARTING, False
+        self._deadline_s = time.monotonic() + WATCHDOG_S
+        self._ear.close()
+        self._ear = ear
+        self._child = child
+        self._pidfd = os.pidfd_open(child)
         self._write_report()
 
     def _kill(self, number: signal.Signals) -> None:
@@ -371,12 +387,13 @@ def _like(status: int) -> int:
 
 
 def main() -> int:
-    """Supervise; arguments are folder, lock, report descriptor and the daemon's command."""
-    folder, lock, report, *command = sys.argv[1:]
+    """Supervise; arguments are those of ``Supervisor``, the daemon's command last."""
+    folder, lock, report, first, *command = sys.argv[1:]
     roles.hold(f"{folder}/{roles.FILE_NAME}", roles.SUPERVISOR)
-    os.set_inheritable(int(lock), False)
-    os.set_inheritable(int(report), False)
-    return Supervisor(folder, int(lock), int(report), command).run()
+    for descriptor in (int(lock), int(report)):
+        if descriptor >= 0:
+            os.set_inheritable(descriptor, False)
+    return Supervisor(folder, int(lock), int(report), first, command).run()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def main() -> int:
         folder, lock = create_folder(MountState(mountpoint, image, os.getpid(), time.time()))
         try:
             request = MountRequest(image, mountpoint, options, folder)
-            start_in_background(request, lock, debug=False, show=_show)
+            start_in_background(request, lock, show=_show)
         finally:
             os.close(lock)
     except (LazyfsError, OSError) as error:
