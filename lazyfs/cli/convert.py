@@ -29,13 +29,21 @@ from lazyfs.cli.options import access_of, add_hosts_dir
 from lazyfs.cli.progress import open_progress
 from lazyfs.cli.values import format_size, seconds, size
 from lazyfs.convert.erofsfiles import open_erofs_files
+from lazyfs.convert.hot import FrontLayout
 from lazyfs.convert.ledger import Ledger
 from lazyfs.convert.options import DEFAULT_BLOCK_BYTES, DEFAULT_CHUNK_BYTES, ConvertOptions
 from lazyfs.convert.pipeline import convert_image
-from lazyfs.convert.results import ConversionResult, LayerResult
-from lazyfs.errors import ConversionError
+from lazyfs.convert.results import ConversionResult, ImageResult, LayerResult
+from lazyfs.errors import ConversionError, ProfileError
 from lazyfs.localname import PREFIX, parse_local_image
 from lazyfs.mount.options import default_cache_dir
+from lazyfs.profile.document import (
+    BLOCK_BYTES,
+    MAX_PROFILE_BYTES,
+    Profile,
+    decode_profile,
+    encode_profile,
+)
 from lazyfs.seekable.frames import DEFAULT_LEVEL
 from lazyfs.seekable.mediatypes import Layout
 from registry.errors import InvalidReferenceError
@@ -67,6 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="begin chunks with files, so that images share the chunks of the same files "
         "(--layout erofs-spec)",
+    )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="put what a start reads in front of each layer: FILE is a startup profile of the same "
+        'image, as "lazyfs profile record" writes it',
+    )
+    parser.add_argument(
+        "--profile-out",
+        type=Path,
+        metavar="FILE",
+        help="write the profile of the new image (with --profile; one platform)",
     )
     parser.add_argument(
         "--compression-level",
@@ -138,6 +159,8 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     if args.destination.startswith(PREFIX):
         args.usage_error(f"{args.destination}: local EROFS images can only be read")
+    if args.profile_out is not None and args.profile is None:
+        args.usage_error("--profile-out needs --profile")
     if args.quiet:
         logging.getLogger().setLevel(logging.ERROR)
     access = access_of(args)
@@ -152,6 +175,8 @@ def run(args: argparse.Namespace) -> int:
                 return await convert_image(source, destination, options, progress, ledger)
 
     result = run_until_interrupted(convert)
+    if args.profile_out is not None:
+        _write_profile(args.profile_out, result)
     if args.json:
         print(json.dumps(_as_json(result), indent=2))
     elif not args.quiet:
@@ -181,10 +206,34 @@ def _options(args: argparse.Namespace) -> ConvertOptions:
             verity=not args.no_verity,
             verity_block_size_bytes=args.verity_block_size,
             platforms=tuple(args.platform),
+            profile=read_profile(args.profile) if args.profile is not None else None,
         )
     except ConversionError as error:
         args.usage_error(str(error))
         raise AssertionError("a usage error ends the process") from error
+
+
+def read_profile(path: Path) -> Profile:
+    """The profile in a file.
+
+    Raises:
+        ProfileError: there is none that can be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return decode_profile(file.read(MAX_PROFILE_BYTES + 1))
+    except OSError as error:
+        raise ProfileError(f"{path}: {error.strerror}") from error
+
+
+def _write_profile(path: Path, result: ConversionResult) -> None:
+    profiles = [image.profile for image in result.images if image.profile is not None]
+    if len(profiles) != 1:
+        raise ConversionError(f"--profile-out: {len(profiles)} images; choose one by --platform")
+    try:
+        path.write_bytes(encode_profile(profiles[0]))
+    except OSError as error:
+        raise ConversionError(f"{path}: {error.strerror}") from error
 
 
 def _platform(text: str) -> Platform:
@@ -200,6 +249,8 @@ def _print_summary(result: ConversionResult) -> None:
         for number, layer in enumerate(image.layers, 1):
             print(f"  layer {number}: {_describe(layer)}")
             print(f"    {layer.descriptor.digest}")
+        if image.profile is not None:
+            print(f"  in front: {_describe_front(image)}")
     for note in result.notes:
         print(f"note: {note}")
     print(f"{result.destination}  {result.descriptor.digest}")
@@ -215,6 +266,13 @@ def _describe(layer: LayerResult) -> str:
     )
 
 
+def _describe_front(image: ImageResult) -> str:
+    fronts = [layer.front for layer in image.layers if layer.front is not None]
+    data = format_size(sum(front.data.length for front in fronts) * BLOCK_BYTES)
+    missing = f"; {image.missing_paths} of its paths are not here" if image.missing_paths else ""
+    return f"{data} of file data by the profile{missing}"
+
+
 def _as_json(result: ConversionResult) -> dict[str, Any]:
     return {
         "source": result.source,
@@ -227,6 +285,7 @@ def _as_json(result: ConversionResult) -> dict[str, Any]:
                 "sourceDigest": str(image.source),
                 "digest": str(image.descriptor.digest),
                 "layers": [_layer_as_json(layer) for layer in image.layers],
+                **({"missingPaths": image.missing_paths} if image.profile is not None else {}),
             }
             for image in result.images
         ],
@@ -245,4 +304,13 @@ def _layer_as_json(layer: LayerResult) -> dict[str, Any]:
         "diffID": str(layer.diff_id),
         "chunks": layer.chunks,
         "annotations": dict(layer.descriptor.annotations),
+        **({"front": _front_as_json(layer.front)} if layer.front is not None else {}),
+    }
+
+
+def _front_as_json(front: FrontLayout) -> dict[str, int]:
+    return {
+        "offset": front.data.first * BLOCK_BYTES,
+        "size": front.data.length * BLOCK_BYTES,
+        "metadataSize": sum(span.length for span in front.metadata) * BLOCK_BYTES,
     }

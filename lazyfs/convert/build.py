@@ -2,21 +2,25 @@
 
 The image is metadata followed by file data, and metadata is known only at the end of the tar.
 So file data goes to a spool as it comes, the metadata behind it, and ``BuiltImage`` shows the
-two in their right order. Nothing is unpacked and nothing is written twice.
+two in their right order, and hot data before the rest. Nothing is unpacked and nothing is written
+twice.
 """
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from lazyfs.convert.below import NOTHING_BELOW, Below, Lookups, add_entry, fill_gaps
 from lazyfs.convert.cutting import EarlyCut, FileBorders
+from lazyfs.convert.hot import FrontLayout
 from lazyfs.convert.images import read_at
 from lazyfs.convert.tarstream import Readable, TarEntry, TarReader
 from lazyfs.erofs.build.builder import ImageBuilder
+from lazyfs.erofs.build.front import HotRange
 from lazyfs.erofs.build.lower import LowerNames
 from lazyfs.erofs.build.metadata import BLOCK_SIZE
+from lazyfs.erofs.build.order import BlockSpan, DataOrder
 from lazyfs.erofs.build.paths import shown
 from lazyfs.errors import ConversionError
 from lazyfs.model import ByteRange
@@ -48,6 +52,8 @@ class BuildOptions:
     """Whether chunks should begin with files."""
     lowest: bool = False
     """Whether there is no layer below, so that whiteouts mean nothing and are left out."""
+    hot: Sequence[HotRange] = ()
+    """File data to be put in front, right behind the metadata, in their order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +69,32 @@ class BuildStatistics:
     """Extended attributes of name spaces that EROFS does not have."""
     lookups: Lookups | None = None
     """What was asked of the layers below, for the tar leaves it open."""
+    front: FrontLayout | None = None
+    """What became of the hot files, if there were to be any."""
 
 
 class BuiltImage:
     """A finished image in its spool; ``read`` may be called from several threads."""
 
     def __init__(
-        self, spool: BinaryIO, statistics: BuildStatistics, file_borders: Sequence[int] = ()
+        self,
+        spool: BinaryIO,
+        statistics: BuildStatistics,
+        order: DataOrder,
+        data_borders: Sequence[int] = (),
     ) -> None:
         """Take a finished image.
 
         Args:
             spool: holds data, then metadata; it must stay open.
             statistics: of the image.
-            file_borders: where chunks should begin in the file data.
+            order: of the data.
+            data_borders: where chunks should begin in the file data.
         """
         self._spool = spool
         self.statistics = statistics
-        self._file_borders = file_borders
+        self._order = order
+        self._data_borders = data_borders
 
     @property
     def size_bytes(self) -> int:
@@ -98,7 +112,7 @@ class BuiltImage:
         start = self.statistics.metadata_bytes
         if not self.statistics.data_bytes:
             return ()
-        return array("Q", (start, *(start + border for border in self._file_borders)))
+        return array("Q", (start, *(start + border for border in self._data_borders)))
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes at ``offset``, fewer only at the end of the image.
@@ -115,8 +129,18 @@ class BuiltImage:
             length -= in_metadata
         length = min(length, self.size_bytes - offset)
         if length > 0:
-            parts.append(read_at(self._spool, offset - metadata_bytes, length))
+            parts += self._read_data(offset - metadata_bytes, length)
         return b"".join(parts)
+
+    def _read_data(self, offset: int, length: int) -> Iterator[bytes]:
+        end = offset + length
+        first = offset // BLOCK_SIZE
+        for span in self._order.spooled(first, -(-end // BLOCK_SIZE) - first):
+            skipped = offset - first * BLOCK_SIZE
+            step = min(span.length * BLOCK_SIZE - skipped, end - offset)
+            yield read_at(self._spool, span.first * BLOCK_SIZE + skipped, step)
+            offset += step
+            first += span.length
 
 
 class _FileSpool:
@@ -169,45 +193,84 @@ def build_image(
         below: the layers below, for what the tar leaves open.
         on_names: told what layers above may ask this one.
         on_chunks: told which chunks of the file data are in the spool, at the same place there,
-            and will be chunks of the image.
+            and will be chunks of the image. Where some are hot, none is certain.
 
     Raises:
         ConversionError: the tar is damaged or holds what an image cannot.
         OSError: the spool cannot be written.
     """
     borders = FileBorders() if options.file_borders else None
-    early = None if on_chunks is None else _early_cut(options, borders)
+    certain = on_chunks is not None and not options.hot
+    early = _early_cut(options, borders) if certain else None
     file = _FileSpool(spool, early, on_chunks or _ignore, in_files=borders is None)
     builder = ImageBuilder(file, lowest=options.lowest)
     reader = TarReader(tar, on_progress)
+    files: list[_SpooledFile] = []
     entries = 0
     for entry in reader.entries():
         before = builder.data_size
         _add(builder, entry, reader)
         if borders is not None:
             borders.add(entry.path, before, builder.data_size - before)
+            files += [_SpooledFile(entry.path, before, builder.data_size)] if options.hot else []
         file.tell()
         entries += 1
     if on_names is not None:
         on_names(builder.names())
     lookups = fill_gaps(builder, below)
-    metadata = builder.finish(_data_alignment(builder.data_size, options))
+    order = builder.arrange(options.hot)
+    metadata = builder.finish(_data_alignment(builder.data_size, order, options))
     spool.write(metadata)
     spool.flush()
     statistics = BuildStatistics(
-        entries, builder.data_size, len(metadata), builder.dropped_xattrs, lookups
+        entries,
+        builder.data_size,
+        len(metadata),
+        builder.dropped_xattrs,
+        lookups,
+        _front(builder, order, len(metadata)) if options.hot else None,
     )
-    return BuiltImage(spool, statistics, borders.borders() if borders is not None else ())
+    if order.front_blocks:
+        data_borders = _ordered_borders(files, order)
+    else:
+        data_borders = borders.borders() if borders is not None else ()
+    return BuiltImage(spool, statistics, order, data_borders)
+
+
+class _SpooledFile(NamedTuple):
+    """Where the data of a file are in the spool, in bytes."""
+
+    path: bytes
+    start: int
+    end: int
+
+
+def _ordered_borders(files: Iterable[_SpooledFile], order: DataOrder) -> Sequence[int]:
+    """Where chunks should begin in reordered data: with the files, and behind the front."""
+    placed = sorted(
+        (span, file.path)
+        for file in files
+        for span in order.placed(file.start // BLOCK_SIZE, (file.end - file.start) // BLOCK_SIZE)
+    )
+    borders = FileBorders()
+    for span, path in placed:
+        borders.add(path, span.first * BLOCK_SIZE, span.length * BLOCK_SIZE)
+    return sorted({*borders.borders(), order.front_blocks * BLOCK_SIZE})
+
+
+def _front(builder: ImageBuilder, order: DataOrder, metadata_bytes: int) -> FrontLayout:
+    data = BlockSpan(metadata_bytes // BLOCK_SIZE, order.front_blocks)
+    return FrontLayout(builder.hot_metadata, data, frozenset(builder.missing))
 
 
 def _ignore(chunks: Sequence[ByteRange]) -> None:
     """Nobody wants to know."""
 
 
-def _data_alignment(data_size_bytes: int, options: BuildOptions) -> int:
-    """Where file data may begin; see decision note 4."""
+def _data_alignment(data_size_bytes: int, order: DataOrder, options: BuildOptions) -> int:
+    """Where file data may begin; see decision note 4. What is hot is read with the metadata."""
     chunk = options.chunk_size_bytes
-    if options.free_chunks or chunk % BLOCK_SIZE:
+    if options.free_chunks or order.front_blocks or chunk % BLOCK_SIZE:
         return BLOCK_SIZE
     return chunk if data_size_bytes >= CHUNKS_FOR_METADATA_APART * chunk else BLOCK_SIZE
 

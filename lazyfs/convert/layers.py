@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import BinaryIO
 
@@ -120,6 +121,7 @@ class LayerConverter:
             diff_id=made.diff_id,
             image_size_bytes=made.image_size_bytes,
             chunks=made.chunks,
+            front=made.front,
         )
 
     async def _is_as_asked(self, layer: SourceLayer) -> bool:
@@ -168,6 +170,8 @@ class LayerConverter:
             lookups = image.statistics.lookups if isinstance(image, BuiltImage) else None
             task.stage("compressing", image.size_bytes)
             made = await maker.finish(image, task.advance)
+            if isinstance(image, BuiltImage):
+                made = replace(made, front=image.statistics.front)
             task.stage("pushing", made.size_bytes)
             await self._destination.push_blob(
                 self._descriptor(layer, made), lambda: maker.pieces(task.advance)
@@ -210,6 +214,7 @@ class LayerConverter:
                 free_chunks=spec,
                 file_borders=options.file_aligned,
                 lowest=layer.lowest,
+                hot=layer.hot.ranges if layer.hot is not None else (),
             ),
             below=LayersBelow(self._lower, below),
             on_names=on_names,

@@ -22,16 +22,18 @@ from typing import Any
 import zstandard
 
 from lazyfs import __version__
+from lazyfs.convert.hot import FrontLayout
 from lazyfs.convert.options import ConvertOptions
 from lazyfs.convert.results import WrappedImage
 from lazyfs.convert.sourcelayers import SourceLayer
 from lazyfs.erofs.build.lower import LowerNames
+from lazyfs.erofs.build.order import BlockSpan
 from lazyfs.erofs.build.tree import Attributes
 from lazyfs.erofs.build.xattrs import Xattr
 from registry.digest import Digest
 from registry.errors import RegistryError
 
-FORMAT = 1
+FORMAT = 2
 """Of the entries; changes with anything that would make an old entry wrong."""
 
 UNFINISHED = ".new-"
@@ -80,6 +82,7 @@ class Ledger:
             "image_size_bytes": result.image_size_bytes,
             "chunks": result.chunks,
             "annotations": dict(result.annotations),
+            "front": None if result.front is None else _front_document(result.front),
         }
         self._write(key, {"result": values})
 
@@ -164,6 +167,7 @@ def _key(layer: SourceLayer, options: ConvertOptions, chain: str | None) -> dict
         "file_aligned": options.file_aligned,
         "level": options.level,
         "verity": options.verity_block_size_bytes if options.verity else None,
+        "hot": layer.hot.digest if layer.hot is not None else None,
     }
 
 
@@ -191,7 +195,23 @@ def _as_result(values: Mapping[str, Any]) -> WrappedImage:
         diff_id=Digest.parse(values["diff_id"]),
         image_size_bytes=values["image_size_bytes"],
         chunks=values["chunks"],
+        front=None if values["front"] is None else _as_front(values["front"]),
     )
+
+
+def _front_document(front: FrontLayout) -> dict[str, Any]:
+    return {
+        "metadata": front.metadata,
+        "data": front.data,
+        "missing": [_text(path) for path in sorted(front.missing)],
+    }
+
+
+def _as_front(values: Mapping[str, Any]) -> FrontLayout:
+    metadata = tuple(BlockSpan(int(first), int(length)) for first, length in values["metadata"])
+    first, length = values["data"]
+    missing = frozenset(map(base64.b64decode, values["missing"]))
+    return FrontLayout(metadata, BlockSpan(int(first), int(length)), missing)
 
 
 def _text(data: bytes) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from lazyfs.errors import ConversionError
+from lazyfs.profile.document import Profile
 from lazyfs.seekable.chunktable import MAX_CHUNK_BYTES
 from lazyfs.seekable.frames import DEFAULT_LEVEL
 from lazyfs.seekable.mediatypes import Layout
@@ -37,6 +38,8 @@ class ConvertOptions:
     verity_block_size_bytes: int = DEFAULT_BLOCK_BYTES
     platforms: tuple[Platform, ...] = ()
     """Empty: all that the source has."""
+    profile: Profile | None = None
+    """What is to be in front of the layers' images."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""

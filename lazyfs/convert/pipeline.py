@@ -68,7 +68,7 @@ async def _convert(
     survey = await survey_source(source, options)
     converter = LayerConverter(source, destination, options, progress, ledger)
     layers = await _convert_layers(survey.images, converter)
-    pusher = DocumentPusher(source, destination, options.layout, layers, progress)
+    pusher = DocumentPusher(source, destination, options.layout, layers, progress, options.profile)
     for image in survey.images:
         await pusher.push_image(image)
     for carried in survey.carried:

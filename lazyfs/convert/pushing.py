@@ -11,11 +11,13 @@ from lazyfs.convert.documents import (
     with_reference,
     with_roles,
 )
+from lazyfs.convert.hot import missing_paths, profile_of
 from lazyfs.convert.layers import copy_blob, push_bytes
 from lazyfs.convert.progress import Progress
 from lazyfs.convert.results import ImageResult, LayerResult
 from lazyfs.convert.sourcelayers import SourceLayer
 from lazyfs.convert.survey import CarriedManifest, SourceEntry, SourceImage, SourceIndex
+from lazyfs.profile.document import Profile
 from lazyfs.seekable.mediatypes import Layout
 from registry.digest import Digest
 from registry.interfaces import ImageDestination, ImageSource
@@ -34,13 +36,15 @@ class DocumentPusher:
         layout: Layout,
         layers: Mapping[SourceLayer, LayerResult],
         progress: Progress,
+        profile: Profile | None = None,
     ) -> None:
-        """Write into ``destination`` what ``layers`` have become."""
+        """Write into ``destination`` what ``layers`` have become, converted by ``profile``."""
         self._source = source
         self._destination = destination
         self._layout = layout
         self._layers = layers
         self._progress = progress
+        self._profile = profile
         self._results: list[ImageResult] = []
         self._pushed: dict[Digest, Document] = {}
         """What became of each manifest of the source."""
@@ -65,8 +69,11 @@ class DocumentPusher:
         descriptor = describe(raw, manifest.media_type)
         await push_bytes(self._destination, manifest.config, config)
         await self._destination.push_manifest(raw, descriptor)
-        platform = image.entry.platform or image.config.platform
-        self._results.append(ImageResult(str(platform), image.entry.digest, descriptor, layers))
+        platform = str(image.entry.platform or image.config.platform)
+        result = ImageResult(platform, image.entry.digest, descriptor, layers)
+        if self._profile is not None:
+            result = _with_profile(result, self._profile)
+        self._results.append(result)
         self._pushed[image.entry.digest] = descriptor, raw
 
     async def carry(self, carried: CarriedManifest) -> None:
@@ -131,3 +138,11 @@ class DocumentPusher:
             digest=descriptor.digest,
             size_bytes=len(raw),
         )
+
+
+def _with_profile(result: ImageResult, profile: Profile) -> ImageResult:
+    """Add what a start reads of the new image."""
+    fronts = [layer.front for layer in result.layers]
+    blobs = [str(layer.descriptor.digest) for layer in result.layers]
+    new = profile_of(profile, str(result.descriptor.digest), blobs, fronts)
+    return replace(result, profile=new, missing_paths=missing_paths(profile, fronts))

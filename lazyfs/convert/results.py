@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lazyfs.convert.hot import FrontLayout
+from lazyfs.profile.document import Profile
 from registry.digest import Digest
 from registry.manifest import Descriptor
 
@@ -33,6 +35,8 @@ class WrappedImage:
     chunks: int
     annotations: Mapping[str, str]
     """That its layout adds to the descriptor."""
+    front: FrontLayout | None = None
+    """What became of the hot files, if it has any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class LayerResult:
     chunks: int | None
     index: Descriptor | None = None
     """A chunk index that is a layer of its own and stands behind this one."""
+    front: FrontLayout | None = None
+    """As in ``WrappedImage``."""
 
     def layers(self) -> tuple[tuple[Descriptor, Digest], ...]:
         """What stands in the manifest, with diff IDs."""
@@ -64,6 +70,10 @@ class ImageResult:
     source: Digest
     descriptor: Descriptor
     layers: tuple[LayerResult, ...]
+    profile: Profile | None = None
+    """What a start reads of it, if the conversion went by a profile."""
+    missing_paths: int = 0
+    """Paths of that profile which the image does not have."""
 
 
 @dataclass(frozen=True, slots=True)

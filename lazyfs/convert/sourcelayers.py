@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
+from lazyfs.convert.hot import HotFiles, hot_files
 from lazyfs.errors import ConversionError
 from lazyfs.model import VerifyMode
 from lazyfs.plan import LayerPlan, plan_layer, plan_layers
+from lazyfs.profile.document import Profile
 from lazyfs.seekable.mediatypes import CHUNK_INDEX_LAYER, LayerEncoding, Layout, is_erofs_layer
 from lazyfs.seekable.specannotations import Role, SpecAnnotations, parse_spec_annotations
 from registry.digest import Digest
@@ -49,6 +51,8 @@ class SourceLayer:
     index: Descriptor | None = None
     chain: str = ""
     """Names what lies below a tar, if anything does: it may depend on that."""
+    hot: HotFiles | None = None
+    """What is to be in front of its image."""
 
     def alone(self) -> "SourceLayer":
         """The same layer wherever it lies."""
@@ -111,6 +115,22 @@ def source_layers(
         chain = hashlib.sha256(f"{chain} {diff_id}".encode()).hexdigest()
         mountable = True
     return tuple(found)
+
+
+def with_hot_files(layers: Sequence[SourceLayer], profile: Profile) -> tuple[SourceLayer, ...]:
+    """The layers of one image, with what a profile says of each.
+
+    Raises:
+        ConversionError: a layer with hot files is an EROFS image, where they lie as they lie.
+    """
+    hot = hot_files(profile, len(layers))
+    for layer, files in zip(layers, hot, strict=True):
+        if files is not None and layer.kind is not LayerKind.TAR:
+            raise ConversionError(
+                f"layer {layer.descriptor.digest} is an EROFS image already, whose files stay "
+                "where they are: convert from the tar image to have the profile's files in front"
+            )
+    return tuple(replace(layer, hot=files) for layer, files in zip(layers, hot, strict=True))
 
 
 def _kind(layer: Descriptor, layout: Layout) -> LayerKind | None:

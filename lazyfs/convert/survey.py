@@ -12,7 +12,12 @@ from lazyfs.convert.documents import (
     reference_of,
 )
 from lazyfs.convert.options import ConvertOptions
-from lazyfs.convert.sourcelayers import FOREIGN_LAYERS, SourceLayer, source_layers
+from lazyfs.convert.sourcelayers import (
+    FOREIGN_LAYERS,
+    SourceLayer,
+    source_layers,
+    with_hot_files,
+)
 from lazyfs.errors import ConversionError
 from registry.interfaces import ImageSource
 from registry.manifest import Descriptor, Index, Manifest, choose_platform, decode, decode_manifest
@@ -157,6 +162,8 @@ class _Surveyor:
         raw = await self._source.fetch_content(manifest.config, CONFIG_LIMIT_BYTES)
         config = decode_config(raw, len(manifest.layers))
         layers = source_layers(manifest.layers, config.diff_ids, self._options.layout)
+        if self._options.profile is not None:
+            layers = with_hot_files(layers, self._options.profile)
         self._notes += [
             f"layer {layer.digest} was not to be pushed elsewhere ({layer.media_type})"
             for layer in manifest.layers

@@ -219,7 +219,7 @@ def test_a_planned_file_reads_as_it_was(sparse, piece_size):
     extents = list(plan.extents(size, BLOCK))
     stored = b"".join(fill_extents(extents, segments, pieces))
     assert len(stored) == sum(extent.length for extent in extents)
-    blocks = plan.encode(10)
+    blocks = plan.encode(0, lambda block: 10 + block)
     assert len(blocks) == plan.map_size
     chunk = BLOCK << plan.block_bits
     found = bytearray()

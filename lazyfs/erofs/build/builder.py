@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from lazyfs.erofs.build.front import Front, HotRange, plan_front
 from lazyfs.erofs.build.lower import Gaps, LowerNames, find_gaps, names_of
 from lazyfs.erofs.build.metadata import BLOCK_SIZE, FileData, encode_metadata
+from lazyfs.erofs.build.order import BlockSpan, DataOrder
 from lazyfs.erofs.build.paths import PATH_LIMIT, shown
 from lazyfs.erofs.build.space import round_up
 from lazyfs.erofs.build.sparse import ChunkMap, check_segments, fill_extents, plan_chunks
@@ -70,6 +72,9 @@ class ImageBuilder:
         self._data_checksum = 0
         self._sparse_overhead = 0
         self._xattr_sets: dict[XattrSet, XattrSet] = {}
+        self._front: Front | None = None
+        self._order = DataOrder((), 0)
+        self._hot_metadata: tuple[BlockSpan, ...] = ()
         self.dropped_xattrs = 0
         """Attributes of a name space that EROFS does not have, such as ``com.apple``."""
 
@@ -173,8 +178,34 @@ class ImageBuilder:
         """Move what is in a directory to where a lower layer's symlink of its name leads."""
         self._tree.redirect(path, target)
 
+    def arrange(self, hot: Sequence[HotRange] = ()) -> DataOrder:
+        """End the entries; say where the spooled data will lie in the image.
+
+        Args:
+            hot: to be put in front of the rest; see ``plan_front``.
+
+        Raises:
+            ConversionError: the entries make no valid image.
+        """
+        self._tree.complete()
+        self._front = plan_front(self._tree.way_to, hot, BLOCK_SIZE)
+        self._order = DataOrder(self._front.spans, self._data_size // BLOCK_SIZE)
+        return self._order
+
+    @property
+    def missing(self) -> tuple[bytes, ...]:
+        """Hot paths that are no regular files of the arranged image."""
+        return self._front.missing if self._front is not None else ()
+
+    @property
+    def hot_metadata(self) -> tuple[BlockSpan, ...]:
+        """Blocks of the finished metadata that reading the hot files takes."""
+        return self._hot_metadata
+
     def finish(self, data_alignment_bytes: int = BLOCK_SIZE) -> bytearray:
-        """The metadata: whole blocks that stand before the spooled data in the image.
+        """The metadata: whole blocks that stand before the data in the image.
+
+        The data are those of the spool, in the order that ``arrange`` gave.
 
         Args:
             data_alignment_bytes: where the data may begin: at a multiple of this, itself a
@@ -183,9 +214,13 @@ class ImageBuilder:
         Raises:
             ConversionError: the entries make no valid image.
         """
-        self._tree.complete()
-        file_data = FileData(self._data_size // BLOCK_SIZE, self._data_checksum)
-        return encode_metadata(self._tree.root, file_data, data_alignment_bytes)
+        if self._front is None:
+            self.arrange()
+        hot = self._front.inodes if self._front is not None else ()
+        file_data = FileData(self._data_size // BLOCK_SIZE, self._data_checksum, self._order)
+        metadata = encode_metadata(self._tree.root, file_data, data_alignment_bytes, hot)
+        self._hot_metadata = metadata.hot
+        return metadata.data
 
     def _attributes(self, path: bytes, given: EntryAttributes) -> Attributes:
         if not (0 <= given.uid <= MAX_ID and 0 <= given.gid <= MAX_ID):

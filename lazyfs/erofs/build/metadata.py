@@ -10,9 +10,12 @@ of a directory follow the block being filled. All of it is held in memory until 
 import hashlib
 import stat
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lazyfs.erofs.build.dirents import Dirent, directory_size, encode_directory
+from lazyfs.erofs.build.order import BlockSpan, DataOrder
 from lazyfs.erofs.build.space import MetadataSpace, round_up
 from lazyfs.erofs.build.tree import UNPLACED, Directory, Inode, RegularFile, Symlink
 from lazyfs.erofs.build.xattrs import (
@@ -80,6 +83,16 @@ class FileData:
     blocks: int
     checksum: int
     """Some checksum of all of it; only the UUID depends on it."""
+    order: DataOrder
+
+
+class Metadata(NamedTuple):
+    """Finished metadata."""
+
+    data: bytearray
+    """The first blocks of the image."""
+    hot: tuple[BlockSpan, ...]
+    """Which of them hold the inodes that were asked for, increasing."""
 
 
 class _Layout:
@@ -127,6 +140,18 @@ class _Layout:
         tail = inode.size_bytes % BLOCK_SIZE
         return tail if self.head_size(inode) + tail <= BLOCK_SIZE else 0
 
+    def blocks_of(self, inode: Inode) -> list[BlockSpan]:
+        """The blocks of an inode, with its directory entries, target or block map."""
+        inline = self.inline_size(inode)
+        length = self.head_size(inode) + inline
+        if isinstance(inode, RegularFile) and inode.chunks is not None:
+            length += inode.chunks.map_size
+        first = inode.position // BLOCK_SIZE
+        found = [BlockSpan(first, -(-(inode.position + length) // BLOCK_SIZE) - first)]
+        if isinstance(inode, Directory | Symlink) and inode.size_bytes > inline:
+            found.append(BlockSpan(inode.block, -(-(inode.size_bytes - inline) // BLOCK_SIZE)))
+        return found
+
     def _place(self, space: MetadataSpace, inode: Inode) -> None:
         if isinstance(inode, Directory):
             inode.data_size = directory_size(_names(inode), BLOCK_SIZE)
@@ -171,8 +196,9 @@ def _names(directory: Directory) -> list[bytes]:
 class _Writer:
     """Writes the inodes of a layout into one buffer."""
 
-    def __init__(self, layout: _Layout) -> None:
+    def __init__(self, layout: _Layout, order: DataOrder) -> None:
         self._layout = layout
+        self._order = order
         self.data = bytearray(layout.size_bytes)
         self._first_data_block = layout.size_bytes // BLOCK_SIZE
         self._bodies: dict[XattrSet, bytes] = {}
@@ -190,13 +216,12 @@ class _Writer:
         address = inode.rdev
         data = b""
         if isinstance(inode, RegularFile):
-            block = self._first_data_block + inode.data_block
-            address = block if inode.size_bytes else EROFS_NULL_ADDR_32
+            address = self._address(inode.data_block) if inode.size_bytes else EROFS_NULL_ADDR_32
             if inode.chunks is not None:
                 self.has_chunks = True
                 data_layout = EROFS_INODE_CHUNK_BASED
                 address = inode.chunks.block_bits
-                data = inode.chunks.encode(block)
+                data = inode.chunks.encode(inode.data_block, self._address)
         elif isinstance(inode, Directory | Symlink):
             data = _directory_data(inode) if isinstance(inode, Directory) else inode.target
             in_blocks = data[: len(data) - inline]
@@ -209,6 +234,10 @@ class _Writer:
         body = self._bodies[xattrs]
         record = self._record(inode, serial, data_layout, body_icount(len(body)), address)
         self._put(inode.position, record + body + data)
+
+    def _address(self, spooled: int) -> int:
+        """Block of the image that a block of the spool becomes."""
+        return self._first_data_block + self._order.place(spooled)
 
     def _record(
         self, inode: Inode, serial: int, data_layout: int, icount: int, address: int
@@ -270,7 +299,12 @@ def _directory_data(directory: Directory) -> bytes:
     return encode_directory(sorted(dirents), BLOCK_SIZE)
 
 
-def encode_metadata(root: Directory, file_data: FileData, data_alignment_bytes: int) -> bytearray:
+def encode_metadata(
+    root: Directory,
+    file_data: FileData,
+    data_alignment_bytes: int,
+    hot: Iterable[Inode] = (),
+) -> Metadata:
     """The first blocks of the image, which the file data follows.
 
     Args:
@@ -278,6 +312,7 @@ def encode_metadata(root: Directory, file_data: FileData, data_alignment_bytes: 
         file_data: what will follow.
         data_alignment_bytes: the metadata are padded with zeros to a multiple of this, itself
             a multiple of the block size.
+        hot: inodes of the tree whose blocks are asked for.
 
     Raises:
         ConversionError: the image has more blocks than its format can address.
@@ -288,7 +323,7 @@ def encode_metadata(root: Directory, file_data: FileData, data_alignment_bytes: 
         raise ConversionError(
             f"image of {blocks} blocks of {BLOCK_SIZE} bytes, at most {EROFS_NULL_ADDR_32 - 1}"
         )
-    writer = _Writer(layout)
+    writer = _Writer(layout, file_data.order)
     seconds, nanoseconds = divmod(layout.epoch_ns, _NS_PER_S)
     superblock = SuperBlockRecord(
         magic=EROFS_SUPER_MAGIC_V1,
@@ -326,7 +361,20 @@ def encode_metadata(root: Directory, file_data: FileData, data_alignment_bytes: 
     _put_superblock(data, superblock)
     checksum = crc32c(bytes(data[EROFS_SUPER_OFFSET:BLOCK_SIZE]))
     _put_superblock(data, superblock._replace(checksum=checksum))
-    return data
+    return Metadata(data, _hot_blocks(layout, hot))
+
+
+def _hot_blocks(layout: _Layout, inodes: Iterable[Inode]) -> tuple[BlockSpan, ...]:
+    """The blocks of some inodes, and the first, which has the superblock."""
+    spans = sorted(span for inode in inodes for span in layout.blocks_of(inode))
+    found = [BlockSpan(0, 1)] if spans else []
+    for span in spans:
+        last = found[-1]
+        if span.first <= last.end:
+            found[-1] = BlockSpan(last.first, max(last.end, span.end) - last.first)
+        else:
+            found.append(span)
+    return tuple(found)
 
 
 def _put_superblock(data: bytearray, superblock: SuperBlockRecord) -> None:

@@ -1,12 +1,12 @@
 """Sparse files: which inode chunks hold data and which are holes.
 
-EROFS maps a sparse file in chunks of one power-of-two size. Small chunks store few zeros but
+EROFS maps a file in chunks of one power-of-two size. Small chunks store few zeros but
 need a long block map, large ones the reverse; the plan takes the size that costs least.
 """
 
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from lazyfs.erofs.build.space import round_up
@@ -31,7 +31,7 @@ class ChunkRun(NamedTuple):
 
 
 class ChunkMap(NamedTuple):
-    """How a sparse file is cut; its runs lie one after the other from its data block on."""
+    """How a file is cut; its runs were spooled one after the other from its data block on."""
 
     block_bits: int
     """Blocks of a chunk as a power of two."""
@@ -53,13 +53,18 @@ class ChunkMap(NamedTuple):
                 first * chunk_size, min(end * chunk_size, blocks_end) - first * chunk_size
             )
 
-    def encode(self, first_block: int) -> bytes:
-        """The block map, little-endian ``__le32``, for data from ``first_block`` on."""
+    def encode(self, first_block: int, place: Callable[[int], int]) -> bytes:
+        """The block map, little-endian ``__le32``.
+
+        Args:
+            first_block: of the spool, where the data begin.
+            place: gives the address of a block of the spool.
+        """
         addresses = array("I", [EROFS_NULL_ADDR_32]) * self.chunks
         block = first_block
         for first, end in self.runs:
             for chunk in range(first, end):
-                addresses[chunk] = block
+                addresses[chunk] = place(block)
                 block += 1 << self.block_bits
         if sys.byteorder == "big":
             addresses.byteswap()
@@ -86,7 +91,7 @@ def check_segments(segments: Sequence[ByteRange], size_bytes: int) -> None:
 def plan_chunks(size_bytes: int, segments: Sequence[ByteRange], block_size: int) -> ChunkMap | None:
     """Cut a sparse file of checked ``segments``; None if no block of it is a hole."""
     blocks = -(-size_bytes // block_size)
-    runs = _merged(
+    runs = merged_runs(
         ChunkRun(offset // block_size, -(-(offset + length) // block_size))
         for offset, length in segments
         if length
@@ -103,13 +108,14 @@ def plan_chunks(size_bytes: int, segments: Sequence[ByteRange], block_size: int)
             best = cost, plan
         if chunks == 1:
             break
-        runs = _merged(ChunkRun(first >> 1, (end + 1) >> 1) for first, end in runs)
+        runs = merged_runs(ChunkRun(first >> 1, (end + 1) >> 1) for first, end in runs)
     if best is None:
         raise AssertionError("no chunk size was tried")
     return best[1]
 
 
-def _merged(runs: Iterable[ChunkRun]) -> list[ChunkRun]:
+def merged_runs(runs: Iterable[ChunkRun]) -> list[ChunkRun]:
+    """Runs in order, those that touch or overlap as one."""
     merged: list[ChunkRun] = []
     for run in runs:
         if merged and run.first <= merged[-1].end:

@@ -230,6 +230,20 @@ class Tree:
             found = self._lookup(found.target, found.path)
         return isinstance(found, Inode)
 
+    def way_to(self, path: bytes) -> list[Inode]:
+        """The inodes from the root to a path, in a complete tree; nothing if it has no such path.
+
+        Symlinks are not followed.
+        """
+        way: list[Inode] = [self.root]
+        for name in path.split(b"/"):
+            last = way[-1]
+            child = last.children.get(name) if isinstance(last, Directory) else None
+            if not isinstance(child, Inode):
+                return []
+            way.append(child)
+        return way
+
     def describe(self, path: bytes, attributes: Attributes) -> None:
         """Give a directory that is there its attributes."""
         self._make(split_path(path), path).attributes = attributes
