@@ -5,13 +5,14 @@ import shutil
 import stat
 import subprocess
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from lazyfs.erofs.build.front import HotRange
 from tests.support import tar_samples as tars
 from tests.support.built import built
 
@@ -89,8 +90,8 @@ def mounted(image: Path, target: Path, *options: str) -> Iterator[Path]:
         subprocess.run(["umount", target], check=True)
 
 
-def write_image(tar: bytes, path: Path) -> Path:
-    path.write_bytes(built(tar))
+def write_image(tar: bytes, path: Path, hot: Sequence[HotRange] = ()) -> Path:
+    path.write_bytes(built(tar, hot))
     checked = subprocess.run(["fsck.erofs", path], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "<E>" not in checked.stdout + checked.stderr
@@ -156,6 +157,22 @@ def test_a_real_tree(tmp_path):
     with mounted(image, tmp_path / "mounted") as got:
         assert_same_tree(got, wanted)
         assert len(look(got)) > 500
+
+
+def test_a_real_tree_with_parts_of_files_in_front(tmp_path):
+    """Every third file has something hot: nearly all of it, or a few ranges."""
+    large = b"".join(b"%d" % number * 1000 for number in range(1000))
+    head = tars.directory(b"./") + tars.file(b"large", large)
+    tar = head + tars.real_tree(sysconfig.get_path("stdlib") + "/email")
+    wanted = unpack(tar, tmp_path / "wanted")
+    hot = [HotRange(b"large", offset, 5000) for offset in (2_000_000, 0, 777_777)]
+    for number, path in enumerate(sorted(wanted.rglob("*"))):
+        if number % 3 == 0 and path.is_file():
+            hot.append(HotRange(os.fsencode(path.relative_to(wanted)), number * 97, 1 << 20))
+    image = write_image(tar, tmp_path / "image", hot)
+    assert image.read_bytes() != built(tar)
+    with mounted(image, tmp_path / "mounted") as got:
+        assert_same_tree(got, wanted)
 
 
 def test_ten_thousand_small_files(tmp_path):
