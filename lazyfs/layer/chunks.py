@@ -1,6 +1,7 @@
 """The chunks of one blob as pieces to fetch and store."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 from cache.key import ChunkKey
@@ -72,3 +73,8 @@ class Chunks:
             (self.piece(index), part.offset, part.length)
             for index, part in self.table.parts(ByteRange(offset, length))
         ]
+
+    def under(self, ranges: Sequence[ByteRange]) -> list[Piece]:
+        """The chunks under ranges of the content, each once."""
+        indexes = {index: None for where in ranges for index, _ in self.table.parts(where)}
+        return [self.piece(index) for index in indexes]

@@ -1,12 +1,14 @@
 """Small reads through the page memory; the common part of all verified readers."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import trio
 
 from lazyfs.errors import TruncatedRecordError
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.pages import PAGE_BYTES, PageMemory
+from lazyfs.model import ByteRange
 
 SMALL_BYTES = PAGE_BYTES
 """Reads up to this length go through the page memory; longer ones are file data."""
@@ -32,8 +34,10 @@ class PagedReader(ABC):
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` proven bytes; the range is inside the image and not empty."""
 
-    async def have(self, offset: int, length: int) -> None:
-        """Have in the store what a range inside the image needs, where that is fetched in parts.
+    async def have(self, ranges: Sequence[ByteRange]) -> None:
+        """Have in the store what ranges inside the image need, where that is fetched in parts.
+
+        They are asked for together, so that neighbours among them come by one request.
 
         Raises:
             VerificationError, ImageFormatError, SourceUnavailableError: it cannot be had.

@@ -63,9 +63,9 @@ class StoredLayer(PagedReader):
     async def _stored(self, offset: int, length: int) -> bytes:
         return _joined(await self._fetcher.read(self._chunks.over(offset, length)))
 
-    async def have(self, offset: int, length: int) -> None:
+    async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``."""
-        await self._fetcher.have([piece for piece, _, _ in self._chunks.over(offset, length)])
+        await self._fetcher.have(self._chunks.under(ranges))
 
 
 class VerityLayer(StoredLayer):
@@ -213,12 +213,14 @@ class VerityLayer(StoredLayer):
         start, end = granules.offset - span.offset, granules.end - span.offset
         return self._macs.macs_of(memoryview(data)[start:end], self._granule)
 
-    async def have(self, offset: int, length: int) -> None:
+    async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``; the hash blocks too."""
-        blocks = self._blocks(self._span(offset, length))
-        self._hashes.begin(*blocks)
-        await super().have(offset, length)
-        await self._hashes.ensure(*blocks)
+        spans = [self._blocks(self._span(*where)) for where in ranges]
+        for blocks in spans:
+            self._hashes.begin(*blocks)
+        await super().have(ranges)
+        for blocks in spans:
+            await self._hashes.ensure(*blocks)
 
     async def _renewed(
         self, span: ByteRange, data: bytes, wrong: Sequence[tuple[Piece, DataBlockMismatchError]]
@@ -303,9 +305,9 @@ class FrameLayer(PagedReader):
         pairs = zip(chunks, parts, strict=True)
         return b"".join([chunk[part.offset : part.end] for chunk, (_, part) in pairs])
 
-    async def have(self, offset: int, length: int) -> None:
+    async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``."""
-        await self._fetcher.have([piece for piece, _, _ in self._chunks.over(offset, length)])
+        await self._fetcher.have(self._chunks.under(ranges))
 
     async def _chunk(self, index: int) -> bytes:
         key = (self._number, index)

@@ -1,12 +1,14 @@
 """All of an image in the background: it comes, it is not read back, and reads go first."""
 
+from collections.abc import Sequence
+
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 import lazyfs.layer.prefetch
 from lazyfs.layer.prefetch import prefetch
 from lazyfs.layer.seekable import FrameLayer, VerityLayer
-from lazyfs.model import VerifyMode
+from lazyfs.model import ByteRange, VerifyMode
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Verity
 from tests.support.layer_rig import noise, rigged
@@ -87,7 +89,7 @@ async def test_a_bug_ends_neither_the_mount_nor_the_other_layers(caplog, monkeyp
     async with rigged() as rig:
         buggy, whole = await rig.open(FORMS[0]), await rig.open(build.seekable(noise(CHUNK, 1)))
 
-        async def have(offset: int, length: int) -> None:
+        async def have(ranges: Sequence[ByteRange]) -> None:
             raise ZeroDivisionError
 
         monkeypatch.setattr(buggy.reader, "have", have)
