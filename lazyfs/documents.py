@@ -23,7 +23,7 @@ from lazyfs.model import ByteRange
 from registry.digest import Digest
 from registry.errors import ContentError, ResponseError, TransportError
 from registry.health import HostStatus
-from registry.interfaces import BlobReader, ImageSource
+from registry.interfaces import BlobReader, ImageSource, ReferrerSource
 from registry.manifest import Descriptor, media_type_of, verify_content
 from registry.reference import Reference, parse_image_name
 
@@ -187,6 +187,14 @@ class KeptSource:
     async def open_blob(self, descriptor: Descriptor) -> BlobReader:
         """As ``ImageSource.open_blob``."""
         return await self._source.open_blob(descriptor)
+
+    async def list_referrers(
+        self, subject: Digest, artifact_type: str = ""
+    ) -> tuple[Descriptor, ...]:
+        """As ``ReferrerSource.list_referrers``; none where nobody keeps such lists."""
+        if not isinstance(self._source, ReferrerSource):
+            return ()
+        return await self._source.list_referrers(subject, artifact_type)
 
     def hosts(self) -> tuple[HostStatus, ...]:
         """As ``ImageSource.hosts``."""

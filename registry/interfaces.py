@@ -10,9 +10,10 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from registry.credentials import Credentials
+from registry.digest import Digest
 from registry.health import HostStatus
 from registry.manifest import Descriptor
 
@@ -140,4 +141,28 @@ class ImageDestination(Protocol):
 
     async def tag(self, descriptor: Descriptor, raw: bytes) -> None:
         """Write a manifest or index and give it the name of this destination."""
+        ...
+
+
+@runtime_checkable
+class ReferrerSource(Protocol):
+    """A source that can be asked what refers to a manifest, such as signatures."""
+
+    async def list_referrers(
+        self, subject: Digest, artifact_type: str = ""
+    ) -> tuple[Descriptor, ...]:
+        """Descriptors of manifests that refer to ``subject``; UNPROVEN, perhaps not all.
+
+        Raises:
+            RegistryError: nobody can say.
+        """
+        ...
+
+
+@runtime_checkable
+class ReferrerDestination(Protocol):
+    """A destination that keeps manifests which refer to others."""
+
+    async def push_referrer(self, raw: bytes, descriptor: Descriptor, subject: Digest) -> None:
+        """Write a manifest that refers to ``subject``, so that it can be found by it."""
         ...

@@ -33,7 +33,9 @@ from registry.manifest import (
     Descriptor,
     Index,
     decode_index,
+    describe,
     media_type_of,
+    verify_content,
 )
 from registry.mediatype import (
     ANNOTATION_CONTAINERD_NAME,
@@ -43,6 +45,7 @@ from registry.mediatype import (
     OCI_INDEX,
 )
 from registry.reference import LocalName
+from registry.referrertag import add_referrer, fallback_tag, is_fallback_tag
 
 INDEX_FILE = "index.json"
 MARKER_FILE = "oci-layout"
@@ -70,8 +73,13 @@ def choose_entry(index: Index, name: LocalName) -> Descriptor:
     tags = [entry.annotations.get(ANNOTATION_REF_NAME) for entry in index.manifests]
     if name.tag is None:
         found = [e for e, tag in zip(index.manifests, tags, strict=True) if tag is None]
-        if len(index.manifests) == 1:
-            found = list(index.manifests)
+        images = [
+            entry
+            for entry, tag in zip(index.manifests, tags, strict=True)
+            if tag is None or not is_fallback_tag(tag)
+        ]
+        if len(images) == 1:
+            found = images
     else:
         found = [e for e, tag in zip(index.manifests, tags, strict=True) if tag == name.tag]
         found = found or [
@@ -85,6 +93,14 @@ def choose_entry(index: Index, name: LocalName) -> Descriptor:
         there = ", ".join(repr(tag) for tag in tags[:20] if tag) or "none"
         raise NotFoundError(f"{name}: no such image (tags: {there})", status=404)
     return found[0]
+
+
+def entry_tagged(index: Index, tag: str) -> Descriptor | None:
+    """The entry of a layout's index that has a tag."""
+    for entry in index.manifests:
+        if entry.annotations.get(ANNOTATION_REF_NAME) == tag:
+            return entry
+    return None
 
 
 class LayoutSource:
@@ -144,6 +160,17 @@ class LayoutSource:
                 f"{reader.origin}: {reader.size_bytes} bytes, wanted {descriptor.size_bytes}"
             )
         return reader
+
+    async def list_referrers(
+        self, subject: Digest, artifact_type: str = ""
+    ) -> tuple[Descriptor, ...]:
+        """As ``ReferrerSource.list_referrers``: by the fallback tag, for layouts keep no lists."""
+        raw = await read_member(self._members, INDEX_FILE, MANIFEST_LIMIT_BYTES)
+        entry = entry_tagged(decode_index(raw, OCI_INDEX), fallback_tag(subject))
+        if entry is None:
+            return ()
+        found = decode_index(await self.fetch_manifest(entry), OCI_INDEX).manifests
+        return tuple(d for d in found if artifact_type in ("", d.artifact_type))
 
     def hosts(self) -> tuple[HostStatus, ...]:
         """As ``ImageSource.hosts``: none."""
@@ -247,12 +274,34 @@ class LayoutDestination:
         async with self._locked():
             await trio.to_thread.run_sync(self._set_entry, entry)
 
-    def _set_entry(self, entry: Descriptor) -> None:
+    async def push_referrer(self, raw: bytes, descriptor: Descriptor, subject: Digest) -> None:
+        """As ``ReferrerDestination.push_referrer``: by the fallback tag."""
+        await self.push_manifest(raw, descriptor)
+        async with self._locked():
+            known = entry_tagged(await trio.to_thread.run_sync(self._index), fallback_tag(subject))
+            index = Index(())
+            if known is not None:
+                path = self._path(known.digest)
+                with file_errors(path):
+                    content = path.read_bytes()
+                verify_content(content, known, self.name)
+                index = decode_index(content, OCI_INDEX)
+            changed = add_referrer(index, descriptor).encode()
+            entry = describe(changed, OCI_INDEX)
+            await self.push_manifest(changed, entry)
+            entry = entry.annotated({ANNOTATION_REF_NAME: fallback_tag(subject)})
+            await trio.to_thread.run_sync(self._set_entry, entry)
+
+    def _index(self) -> Index:
         path = self._root / INDEX_FILE
         with file_errors(path):
             raw = path.read_bytes() if path.exists() else b""
-        index = decode_index(raw, OCI_INDEX) if raw else Index(())
-        tag = self._name.tag
+        return decode_index(raw, OCI_INDEX) if raw else Index(())
+
+    def _set_entry(self, entry: Descriptor) -> None:
+        path = self._root / INDEX_FILE
+        index = self._index()
+        tag = entry.annotations.get(ANNOTATION_REF_NAME)
         kept = [e for e in index.manifests if e.annotations.get(ANNOTATION_REF_NAME) != tag]
         write_file(path, replace(index, manifests=(*kept, entry)).encode())
 

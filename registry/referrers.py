@@ -16,6 +16,7 @@ from registry.hosts import Capability
 from registry.httperrors import host_of
 from registry.manifest import MANIFEST_LIMIT_BYTES, Descriptor, Index, decode_index, describe
 from registry.mediatype import OCI_INDEX
+from registry.referrertag import add_referrer, fallback_tag
 from registry.wire import origin
 
 PAGES_LIMIT = 32
@@ -25,11 +26,6 @@ UNKNOWN_STATUSES = frozenset({400, 404, 405, 406, 501})
 _OK, _CREATED, _NOT_FOUND = 200, 201, 404
 _ACCEPT = {"Accept": OCI_INDEX}
 _NEXT = re.compile(r'<([^<>]{1,4096})>\s*;\s*rel="?next"?', re.ASCII)
-
-
-def fallback_tag(subject: Digest) -> str:
-    """The tag of the index that lists what refers to ``subject`` (distribution-spec)."""
-    return f"{subject.algorithm[:32]}-{subject.encoded[:64]}"
 
 
 async def list_referrers(
@@ -138,7 +134,5 @@ async def _put(endpoint: Endpoint, name: str, raw: bytes, descriptor: Descriptor
 
 async def _add_to_fallback(endpoint: Endpoint, descriptor: Descriptor, subject: Digest) -> None:
     index = await fetch_fallback(endpoint, subject) or Index(())
-    others = tuple(entry for entry in index.manifests if entry.digest != descriptor.digest)
-    changed = Index((*others, descriptor), annotations=index.annotations, extra=index.extra)
-    raw = changed.encode()
+    raw = add_referrer(index, descriptor).encode()
     await _put(endpoint, fallback_tag(subject), raw, describe(raw, OCI_INDEX))

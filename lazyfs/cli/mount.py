@@ -47,6 +47,7 @@ from lazyfs.mount.request import MountRequest, absolute_image
 from lazyfs.mount.runtime import MountState, base_folder, create_folder, sweep
 from lazyfs.mount.service import Service, begin
 from lazyfs.mount.writable import mount_writable, sweep_changes
+from lazyfs.profile.document import MAX_PROFILE_BYTES, decode_profile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,17 +89,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_platform(parser)
     group = parser.add_argument_group("fetching and keeping")
     add_fetching(group)
-    group.add_argument(
-        "--prefetch",
-        choices=PREFETCH_CHOICES,
-        default="none",
-        help="all: fetch the whole image in the background, behind what is being read "
-        "(default: %(default)s)",
-    )
+    add_prefetch(group)
     add_hosts_dir(parser)
     _add_permissions(parser)
     add_seeing(parser)
     parser.add_argument("--quiet", action="store_true", help="no warnings, only errors")
+
+
+def add_prefetch(group: "argparse._ArgumentGroup") -> None:
+    """Declare what is fetched before anybody reads it."""
+    group.add_argument(
+        "--prefetch",
+        choices=PREFETCH_CHOICES,
+        default="profile",
+        help="what to fetch in the background, behind what is being read; profile: what a start "
+        "reads, if a profile was pushed with the image or is given (default); all: then all of it",
+    )
+    group.add_argument(
+        "--prefetch-rate",
+        metavar="SIZE",
+        type=size,
+        default=0,
+        help="bytes a second that may come while the rest of the image is fetched; 0: no limit",
+    )
+    group.add_argument(
+        "--profile",
+        metavar="FILE",
+        type=Path,
+        help="the image's startup profile (lazyfs profile makes it), instead of a pushed one",
+    )
+
+
+def prefetch_options(args: argparse.Namespace, options: MountOptions) -> MountOptions:
+    """``options`` with what ``add_prefetch`` was given.
+
+    Raises:
+        ProfileError: the profile is none.
+        OSError: it cannot be read.
+    """
+    if args.profile is not None:
+        with args.profile.open("rb") as file:
+            decode_profile(file.read(MAX_PROFILE_BYTES + 1))
+    return replace(
+        options,
+        prefetch=args.prefetch,
+        prefetch_bytes_per_s=args.prefetch_rate,
+        profile=args.profile and args.profile.absolute(),
+    )
 
 
 def add_fetching(group: "argparse._ArgumentGroup") -> None:
@@ -223,7 +260,7 @@ def fetching_options(args: argparse.Namespace) -> MountOptions:
 def run(args: argparse.Namespace) -> int:
     """Mount the image."""
     options = replace(
-        fetching_options(args),
+        prefetch_options(args, fetching_options(args)),
         driver=args.driver,
         promote=args.promote,
         prefetch="all" if args.promote else args.prefetch,

@@ -2,7 +2,8 @@
 
   record  run a command in a container on the image, or take a live mount, and note what is read
   merge   put recordings of the same image together: what all of them read comes first
-  show    tell what is in a profile
+  show    tell what is in a profile, of a file or of an image that has one
+  push    put a profile beside its image in the registry, where mounts find it
 
 A mount that has a profile fetches in a few large requests what it names, ahead of the readers;
 a conversion puts it in front of the image.
@@ -13,6 +14,7 @@ Examples:
   lazyfs profile record /mnt -o app.profile                  what was read in a live mount
   lazyfs profile merge one.profile two.profile -o app.profile
   lazyfs profile show app.profile
+  lazyfs profile push app.profile example.org/app:1.2
 """
 
 import argparse
@@ -20,6 +22,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,14 +32,19 @@ from rich.table import Table
 
 from lazyfs.cli import run as cli_run
 from lazyfs.cli.interrupts import run_until_interrupted
+from lazyfs.cli.options import IMAGE_HELP, access_of, add_access, add_platform
 from lazyfs.cli.values import format_size, printable, seconds
+from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import ProfileError, RunError
 from lazyfs.mount.mountpoint import resolve
 from lazyfs.mount.runtime import KnownMount, known_mounts
 from lazyfs.profile.document import MAX_PROFILE_BYTES, Profile, decode_profile, encode_profile
 from lazyfs.profile.merge import merge
+from lazyfs.pushedprofile import check_profile, fetch_profile, find_profile, push_profile
 from lazyfs.record import Reads, ask_for_reads, with_files
+from lazyfs.resolve import resolve_image
 from lazyfs.run.container import Container
+from registry.transports import open_destination, open_source
 
 STDOUT = Path("-")
 SHOWN_FILES = 20
@@ -62,8 +70,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     merging = actions.add_parser("merge", help="put profiles of one image together")
     merging.add_argument("profiles", nargs="+", type=Path, metavar="FILE", help="profiles")
     showing = actions.add_parser("show", help="tell what is in a profile")
-    showing.add_argument("profile", type=Path, metavar="FILE", help="the profile; - is stdin")
+    showing.add_argument(
+        "profile", metavar="FILE|IMAGE", help="the profile, or an image that has one; - is stdin"
+    )
     showing.add_argument("--json", action="store_true", help="one JSON object, with all files")
+    pushing = actions.add_parser(
+        "push",
+        help="put a profile beside its image",
+        description="Push a profile as an OCI referrer of its image, whose digest stays as it is. "
+        "Mounts find it there; the newest one counts. A registry without lists of referrers gets "
+        "a tag in their place.",
+    )
+    pushing.add_argument("profile", type=Path, metavar="FILE", help="the profile; - is stdin")
+    pushing.add_argument("image", metavar="IMAGE", help=IMAGE_HELP)
+    for action in (showing, pushing):
+        add_platform(action)
+        add_access(action)
     merging.add_argument(
         *("-o", "--output"), type=Path, metavar="FILE", required=True, help="the merged profile"
     )
@@ -96,7 +118,15 @@ def run(args: argparse.Namespace) -> int:
         merged = merge([_read(path) for path in args.profiles])
         _write(merged, args.output)
         return 0
-    profile = _read(args.profile)
+    if args.action == "push":
+        profile = _read(args.profile)
+        print(run_until_interrupted(_push, args, profile))
+        return 0
+    path = Path(args.profile)
+    if path == STDOUT or path.is_file():
+        profile = _read(path)
+    else:
+        profile = run_until_interrupted(_pushed, args)
     if args.json:
         print(json.dumps(_document(profile), indent=2))
     else:
@@ -117,6 +147,44 @@ def _record(args: argparse.Namespace) -> int:
     profile = run_until_interrupted(with_files, reads)
     _write(profile, args.output or Path(_file_name(args.image)))
     return 0
+
+
+async def _push(args: argparse.Namespace, profile: Profile) -> str:
+    """Push a profile; the digest of what refers to the image.
+
+    Raises:
+        ProfileError: it is of another image, or cannot be put beside this one.
+        LazyfsError, RegistryError: the image cannot be had, or the registry does not take it.
+    """
+    access = access_of(args)
+    async with open_source(args.image, access) as source:
+        resolved = await resolve_image(source, args.platform)
+    check_profile(profile, resolved)
+    async with open_destination(args.image, access) as destination:
+        digest = await push_profile(destination, profile, resolved.descriptor, _now())
+    return str(digest)
+
+
+async def _pushed(args: argparse.Namespace) -> Profile:
+    """The profile that mounts of an image find.
+
+    Raises:
+        ProfileError: there is none.
+        LazyfsError, RegistryError: nobody can say.
+    """
+    async with open_source(args.profile, access_of(args)) as source:
+        kept = KeptSource(source, Documents(None))
+        resolved = await resolve_image(kept, args.platform)
+        blob = await find_profile(kept, resolved.descriptor.digest)
+        if blob is None:
+            raise ProfileError(f"{args.profile} has no profile, and is no file either")
+        return await fetch_profile(kept, blob)
+
+
+def _now() -> str:
+    """The time as RFC 3339 has it; ``SOURCE_DATE_EPOCH`` stands in for it."""
+    epoch = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))
 
 
 def _run_and_ask(args: argparse.Namespace) -> Reads:

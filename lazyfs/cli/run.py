@@ -28,7 +28,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lazyfs.cli.mount import add_fetching, add_seeing, fetching_options, serve
+from lazyfs.cli.mount import (
+    add_fetching,
+    add_prefetch,
+    add_seeing,
+    fetching_options,
+    prefetch_options,
+    serve,
+)
 from lazyfs.cli.options import IMAGE_HELP, add_hosts_dir, add_platform
 from lazyfs.cli.values import size
 from lazyfs.errors import LazyfsError, RunError, innermost
@@ -96,7 +103,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--runtime", help="crun, runc or a path (default: what can be used here)")
     add_platform(parser)
-    add_fetching(parser.add_argument_group("fetching and keeping"))
+    fetching = parser.add_argument_group("fetching and keeping")
+    add_fetching(fetching)
+    add_prefetch(fetching)
     add_seeing(parser)
     add_hosts_dir(parser)
     parser.add_argument("--quiet", action="store_true", help="no warnings, only errors")
@@ -157,7 +166,8 @@ def run_container(
     for problem in sweep_containers():
         print(f"lazyfs run: {problem}", file=sys.stderr)
     image = absolute_image(args.image, Path.cwd())
-    options = replace(fetching_options(args), suid=True, driver=FUSE)
+    options = prefetch_options(args, fetching_options(args))
+    options = replace(options, suid=True, driver=FUSE)
     described = trio.run(describe, image, options)
     options = replace(options, pin=described.pin)
     choices = _choices(args, runtime)

@@ -103,7 +103,25 @@ def _facts(document: Document) -> list[tuple[str, str]]:
             *(("host", _host(host)) for host in _objects(document.get("hosts"))),
             ("verify", f"{document.get('verify')}"),
         ]
+    if profile := _object(document.get("profile")):
+        facts.append(("profile", _profile(profile)))
     return facts
+
+
+def _profile(profile: Document) -> str:
+    """What was fetched before anybody asked."""
+    state = str(profile.get("state"))
+    if problem := profile.get("problem"):
+        return f"{state}: {problem}"
+    if not _number(profile, "named_bytes"):
+        return state
+    text = f"{state}: {_size(profile, 'here_bytes')} of {_size(profile, 'wanted_bytes')} fetched, "
+    text += f"for {_size(profile, 'named_bytes')} that {profile.get('origin')} names"
+    if _number(profile, "failed_bytes"):
+        text += f"; {_size(profile, 'failed_bytes')} could not be had"
+    if dropped := _number(profile, "dropped_blocks"):
+        text += f"; {dropped} blocks are not of this image"
+    return text + ("; the rest is more than a profile may fetch" if profile.get("limited") else "")
 
 
 def _state(document: Document) -> str:

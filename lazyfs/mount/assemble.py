@@ -42,7 +42,6 @@ from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import LayerContext, open_layer
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
-from lazyfs.layer.prefetch import prefetch
 from lazyfs.layer.source import RegistrySource
 from lazyfs.layer.together import all_of
 from lazyfs.localname import parse_local_image
@@ -51,6 +50,7 @@ from lazyfs.mount.figures import Figures
 from lazyfs.mount.mountedimage import MountedImage
 from lazyfs.mount.options import MountOptions
 from lazyfs.mount.report import ImageReport, LayerReport, LocalReport, reads_document
+from lazyfs.mount.startup import Startup
 from lazyfs.plan import MAX_LAYERS, LayerPlan, plan_layers
 from lazyfs.profile.recording import Recording
 from lazyfs.resolve import ResolvedImage, resolve_image, resolve_pinned
@@ -203,15 +203,16 @@ async def _open_layers(
     options: MountOptions,
     documents: Documents,
 ) -> OpenedImage:
+    startup = Startup(source, documents, resolved, options)
+    engine.nursery.start_soon(startup.run)
     recording = Recording()
     opener = LayerOpener(source, resolved.name, engine, options, documents, recording=recording)
     layers = await all_of([partial(opener.open, *item) for item in enumerate(plans, 1)])
     reports = opener.ordered_reports()
-    if options.prefetch == "all":
-        engine.nursery.start_soon(prefetch, [layer.opened.reader for layer in reports])
+    startup.opened(reports)
     directories = len(layers) if options.layers else 0
     report = ImageReport(
-        source, resolved, reports, engine.store, options, engine.failures, directories
+        source, resolved, reports, engine.store, options, engine.failures, startup, directories
     )
     # A single layer is a file system of its own: as when the kernel mounts it, it shows its
     # whiteouts and overlay attributes, which would hide something only in a stack.

@@ -18,7 +18,7 @@ from registry.interfaces import Access
 
 DEFAULT_CACHE_SIZE_BYTES = 10 << 30
 DEFAULT_TIMEOUT_S = 30.0
-PREFETCH_CHOICES = ("none", "all")
+PREFETCH_CHOICES = ("none", "profile", "all")
 FUSE, KERNEL, AUTO = "fuse", "kernel", "auto"
 DRIVER_CHOICES = (FUSE, KERNEL, AUTO)
 ON_TIMEOUT_CHOICES = ("eio", "etimedout")
@@ -45,8 +45,12 @@ class MountOptions:
     """``OS/ARCH[/VARIANT]``; None: this machine's."""
     timeout_s: float = DEFAULT_TIMEOUT_S
     """How long one file system request, or opening the image, may wait; 0: for ever."""
-    prefetch: str = "none"
-    """``none``, or ``all``: fetch the whole image in the background."""
+    prefetch: str = "profile"
+    """``none``, ``profile``: fetch what the image's profile names, or ``all``: then all of it."""
+    prefetch_bytes_per_s: float = 0
+    """Of blobs, for what is fetched behind the profile; 0: as fast as it comes."""
+    profile: Path | None = None
+    """The profile; None: the one that was pushed with the image, if there is one."""
     plain_http: bool = False
     """Speak HTTP without TLS to any registry, not only to loopback names."""
     hosts_dir: Path | None = None
@@ -90,6 +94,7 @@ class MountOptions:
                 "cache_dir": os.fspath(self.cache_dir),
                 "verify": self.verify.value,
                 "hosts_dir": self.hosts_dir and os.fspath(self.hosts_dir),
+                "profile": self.profile and os.fspath(self.profile),
             }
         )
 
@@ -108,5 +113,6 @@ class MountOptions:
                 "cache_min_free": MinFree(*values["cache_min_free"]),
                 "verify": VerifyMode(values["verify"]),
                 "hosts_dir": values["hosts_dir"] and Path(values["hosts_dir"]),
+                "profile": values["profile"] and Path(values["profile"]),
             }
         )

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Protocol
 
 from cache.steady import SteadyStore
 from cache.store import ChunkStore
@@ -66,6 +67,14 @@ class LayerReport:
         }
 
 
+class Background(Protocol):
+    """What is fetched before anybody asks."""
+
+    def document(self) -> dict[str, object]:
+        """How far it is, ready for JSON."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class ImageReport:
     """An image from a registry, a folder or an archive."""
@@ -76,6 +85,7 @@ class ImageReport:
     store: ChunkStore
     options: MountOptions
     failures: FailureMemory
+    startup: Background
     layer_directories: int = 0
     """How many directories the mount has for its layers; 0: it shows the tree that they make."""
 
@@ -97,6 +107,7 @@ class ImageReport:
             "totals": totals([layer.counters for layer in self.layers]),
             "hosts": [asdict(host) for host in self.source.hosts()],
             "cache": cache_document(self.store, self.options),
+            "profile": self.startup.document(),
             "failures": failure_documents(self.failures),
         }
 

@@ -16,7 +16,7 @@ from registry.manifest import Descriptor, Index, Manifest, decode_manifest, desc
 from registry.mediatype import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, OCTET_STREAM
 from registry.push import RegistryDestination
 from registry.reference import parse_reference
-from registry.referrers import fallback_tag
+from registry.referrertag import fallback_tag
 from registry.source import RegistrySource
 from registry.transports import open_client, open_destination, open_source
 from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
