@@ -85,7 +85,8 @@ async def push(name: str, profile: Profile, created: str) -> None:
 
 
 def status(opened: MountedImage) -> dict:
-    return json.loads(json.dumps(opened.status()))
+    document: dict = json.loads(json.dumps(opened.status()))
+    return document
 
 
 @asynccontextmanager
