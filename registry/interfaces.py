@@ -41,6 +41,9 @@ class Access:
     until the time is over, from the beginning."""
 
 
+DEFAULT_ACCESS = Access()
+
+
 class BlobReader(Protocol):
     """Random access to one blob; its bytes are UNVERIFIED."""
 

@@ -6,46 +6,18 @@ async with open_source("oci:app:latest") as source:
 """
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
 from registry.archive import ArchiveMembers, open_archive_destination
-from registry.client import RegistryClient
 from registry.docker_archive import DockerArchiveSource
-from registry.endpoint import Endpoint
 from registry.errors import InvalidReferenceError
 from registry.files import FolderMembers, OpenFiles
-from registry.hostfiles import find_hosts
-from registry.interfaces import Access, ImageDestination, ImageSource
+from registry.interfaces import DEFAULT_ACCESS, Access, ImageDestination, ImageSource
 from registry.layout import LayoutDestination, LayoutSource
-from registry.names import use_names
-from registry.push import RegistryDestination
 from registry.reference import LocalName, Reference, Transport, parse_image_name
-from registry.source import RegistrySource
-from registry.wire import Wire
-
-DEFAULT_ACCESS = Access()
-
-
-@asynccontextmanager
-async def open_client(
-    reference: Reference, access: Access = DEFAULT_ACCESS
-) -> AsyncIterator[RegistryClient]:
-    """A client for one repository, at the hosts that this machine's configuration names.
-
-    Raises:
-        ConfigurationError: that configuration cannot be used.
-    """
-    use_names()
-    hosts = await trio.to_thread.run_sync(find_hosts, reference, access.hosts_dirs)
-    async with AsyncExitStack() as stack:
-        endpoints = []
-        for config in hosts:
-            wire = await stack.enter_async_context(Wire(access, config))
-            endpoints.append(Endpoint(reference, wire, config))
-        yield RegistryClient(reference, access, endpoints)
 
 
 @asynccontextmanager
@@ -59,6 +31,10 @@ async def open_source(name: str, access: Access = DEFAULT_ACCESS) -> AsyncIterat
     """
     parsed = parse_image_name(name)
     if isinstance(parsed, Reference):
+        # Only now: an HTTP client takes long to import, and local images need none.
+        from registry.remote import open_client
+        from registry.source import RegistrySource
+
         async with open_client(parsed, access) as client:
             yield RegistrySource(client)
         return
@@ -92,6 +68,9 @@ async def open_destination(
     """
     parsed = parse_image_name(name)
     if isinstance(parsed, Reference):
+        from registry.push import RegistryDestination
+        from registry.remote import open_client
+
         async with open_client(parsed, access) as client:
             yield RegistryDestination(client)
     elif parsed.transport is Transport.OCI:

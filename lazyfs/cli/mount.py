@@ -30,6 +30,7 @@ from lazyfs.cli.values import format_size, min_free, seconds, size
 from lazyfs.errors import MountError
 from lazyfs.model import VerifyMode
 from lazyfs.mount.census import lower_directories
+from lazyfs.mount.changes import sweep_changes
 from lazyfs.mount.logs import FORMATS, LEVELS, LogChoice, log_to_stderr
 from lazyfs.mount.metricsaddress import canonical_address
 from lazyfs.mount.mountpoint import prepare, resolve
@@ -46,7 +47,6 @@ from lazyfs.mount.options import (
 from lazyfs.mount.request import MountRequest, absolute_image
 from lazyfs.mount.runtime import MountState, base_folder, create_folder, sweep
 from lazyfs.mount.service import Service, begin
-from lazyfs.mount.writable import mount_writable, sweep_changes
 from lazyfs.profile.document import MAX_PROFILE_BYTES, decode_profile
 
 
@@ -345,6 +345,8 @@ def _mount(
     if changes is None:
         start(request)
     else:
+        from lazyfs.mount.writable import mount_writable
+
         mount_writable(request, Path(changes).absolute() if changes else None, start)
     return 0
 

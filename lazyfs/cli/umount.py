@@ -10,8 +10,8 @@ Examples:
 
 import argparse
 
+from lazyfs.mount.changes import sweep_changes
 from lazyfs.mount.unmount import unmount
-from lazyfs.mount.writable import sweep_changes
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

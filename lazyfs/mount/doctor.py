@@ -15,10 +15,10 @@ from lazyfs.errors import MountError
 from lazyfs.fuse.adoption import libfuse_version, obstacle
 from lazyfs.fuse.kernelmount import DEVICE
 from lazyfs.mount.census import census
+from lazyfs.mount.changes import left_changes
 from lazyfs.mount.mountinfo import current_mounts, is_lazyfs
 from lazyfs.mount.options import default_cache_dir
 from lazyfs.mount.runtime import KnownMount, base_folder, known_mounts
-from lazyfs.mount.writable import left_changes
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

@@ -12,21 +12,18 @@ of a user namespace, whose overlays are the kernel's, too, with less (``USER_OPT
 import contextlib
 import ctypes
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import platformdirs
-
 from lazyfs.errors import MountError
 from lazyfs.fuse.kernelmount import MS_NODEV, MS_NOSUID, MountChoice
 from lazyfs.mount.census import escape_overlay_path
+from lazyfs.mount.changes import RUNTIME_NAME, state_folder, sweep_changes
 from lazyfs.mount.mountinfo import current_mounts, top_mount
 from lazyfs.mount.request import MountRequest
-from lazyfs.mount.runtime import base_folder
 from lazyfs.mount.unmount import detach
 
 OPTIONS = ("redirect_dir=on", "metacopy=on", "index=on", "xino=auto")
@@ -42,18 +39,8 @@ ALL_USERS = ["0", "0", "4294967295"]
 HELPER = "fuse-overlayfs"
 HELPER_WITHIN_S = 30.0
 
-RUNTIME_NAME = "runtime"
-"""In an overlay's place: its runtime folder."""
-
 PIN_NAME = "image"
 """In the folder of changes: which image they are changes of."""
-
-
-def state_folder() -> Path:
-    """Where overlays have what they need while they are mounted."""
-    if os.geteuid() == 0 and os.access("/var/lib", os.W_OK):
-        return Path("/var/lib/lazyfs/rw")
-    return platformdirs.user_state_path("lazyfs") / "rw"
 
 
 def mount_writable(
@@ -84,56 +71,6 @@ def mount_writable(
     except BaseException:
         sweep_changes(place)
         raise
-
-
-def sweep_changes(failed: Path | None = None) -> None:
-    """Remove what overlays that are gone have left; ``failed`` is the place of one."""
-    left = left_changes()
-    for place in left if failed is None or failed in left else [failed, *left]:
-        if not _in_use(place):
-            _remove(place)
-
-
-def left_changes() -> list[Path]:
-    """What overlays that are gone have left.
-
-    Only of those whose runtime folders are where ours are: of others, which a container or a
-    session of its own may have elsewhere, nothing can be known from here.
-    """
-    base = base_folder()
-    left = []
-    for note in state_folder().glob(f"*/{RUNTIME_NAME}"):
-        runtime = Path(note.read_text())
-        if runtime.parent == base and not runtime.exists():
-            left.append(note.parent)
-    return left
-
-
-def _in_use(place: Path) -> bool:
-    """Whether something is mounted below, even after what may be detached was."""
-    for _ in range(2):
-        below = [entry for entry in current_mounts() if Path(entry.mountpoint).parent == place]
-        for entry in below:
-            with contextlib.suppress(MountError):
-                detach(entry.mountpoint, lazy=True)
-        if not below:
-            return False
-    return True
-
-
-def _remove(place: Path) -> None:
-    """Remove a folder, also of a user who took his own rights away in there."""
-
-    def permit(remove: Callable[[str], None], path: str, _: object) -> None:
-        with contextlib.suppress(OSError):
-            Path(path).parent.chmod(0o700)
-            if stat.S_ISDIR(os.lstat(path).st_mode):
-                Path(path).chmod(0o700)
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                remove(path)
-
-    shutil.rmtree(place, onerror=permit)
 
 
 def _cover(request: MountRequest, lower: Path, changes: Path) -> None:
@@ -227,8 +164,3 @@ def _by_helper(mountpoint: str, words: list[str]) -> None:
         raise MountError(f"{HELPER} did not mount in time") from error
     if done.returncode != 0:
         raise MountError(f"{HELPER}: {done.stderr.strip() or 'failed'}")
-
-
-def is_temporary(changes: str) -> bool:
-    """Whether a folder of changes goes with its mount."""
-    return Path(changes).parent == state_folder()

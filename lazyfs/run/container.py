@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfs.errors import LazyfsError, RunError
+from lazyfs.mount.changes import sweep_changes
 from lazyfs.mount.mountinfo import current_mounts, top_mount
 from lazyfs.mount.runtime import base_folder, is_held, known_mounts
 from lazyfs.mount.unmount import unmount
-from lazyfs.mount.writable import sweep_changes
 from lazyfs.run.runtime import Runtime, find_runtime
 
 FOLDER_NAME = ".containers"

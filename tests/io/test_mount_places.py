@@ -1,8 +1,6 @@
 """What the mount commands conclude from paths, names and the kernel's list of mounts."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -136,17 +134,3 @@ def test_mount_options_are_plain_ascii_without_commas():
         if o.startswith("fsname=")
     ]
     assert len(name) < 300
-
-
-def test_the_commands_start_without_the_heavy_libraries():
-    modules = "lazyfs.cli.mount, lazyfs.cli.umount, lazyfs.cli.status, lazyfs.mount.start"
-    program = f"import sys, {modules}; print({{'trio', 'httpx', 'pyfuse3'}} & set(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    assert done.stdout == "set()\n"

@@ -15,8 +15,8 @@ from registry.manifest import Descriptor
 from registry.mediatype import OCI_MANIFEST, OCTET_STREAM
 from registry.push import RegistryDestination
 from registry.reference import parse_reference
+from registry.remote import open_client
 from registry.source import RegistrySource
-from registry.transports import open_client
 from tests.support.http_server import Reply, Request, scripted_server
 
 DATA = bytes(range(256)) * 20

@@ -17,8 +17,9 @@ from registry.mediatype import OCI_EMPTY, OCI_INDEX, OCI_MANIFEST, OCTET_STREAM
 from registry.push import RegistryDestination
 from registry.reference import parse_reference
 from registry.referrertag import fallback_tag
+from registry.remote import open_client
 from registry.source import RegistrySource
-from registry.transports import open_client, open_destination, open_source
+from registry.transports import open_destination, open_source
 from tests.support.cutting_proxy import CuttingProxy, cutting_proxy
 from tests.support.fake_registry import mirror_table, write_hosts
 from tests.support.http_server import Reply, Request, scripted_server

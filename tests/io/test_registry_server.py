@@ -25,7 +25,8 @@ from registry.manifest import Descriptor, Index, decode_manifest, describe
 from registry.mediatype import OCI_INDEX, OCI_MANIFEST, OCTET_STREAM
 from registry.push import RegistryDestination
 from registry.reference import parse_reference
-from registry.transports import open_client, open_destination, open_source
+from registry.remote import open_client
+from registry.transports import open_destination, open_source
 from tests.support.http_server import Reply, Request, scripted_server
 from tests.support.image_copy import copy_blob, copy_image, read_image
 from tests.support.registry_server import (

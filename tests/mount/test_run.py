@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.mount.changes import left_changes
 from lazyfs.mount.mountinfo import current_mounts
-from lazyfs.mount.writable import left_changes
 from tests.support import images
 from tests.support.lazy_mounts import PROGRAM, lazyfs
 from tests.support.mounting import kill_processes, needs_fuse, wait_for_end

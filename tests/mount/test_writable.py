@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lazyfs.mount.changes import state_folder, sweep_changes
 from lazyfs.mount.mountinfo import current_mounts, top_mount
-from lazyfs.mount.writable import state_folder, sweep_changes
 from tests.support import images
 from tests.support.lazy_mounts import PROGRAM, LazyMount, lazyfs, mounted
 from tests.support.mounting import kill, needs_fuse, wait_for_end
