@@ -67,6 +67,19 @@ class Chunks:
         table = self.table
         return (table.chunk(index) if self._decompress else table.frame(index)).length
 
+    def image_bytes_in(self, blob_bytes: int) -> int:
+        """How much of the image the first ``blob_bytes`` of the blob hold; a chunk at least."""
+        end = 0
+        for index in range(len(self.table)):
+            if index and self.table.frame(index).end > blob_bytes:
+                break
+            end = self.table.chunk(index).end
+        return min(end, self.image_size_bytes)
+
+    def between(self, gap: ByteRange) -> list[Piece]:
+        """The chunks whose frames fill a range of the blob exactly; none if there are no such."""
+        return [self.piece(index) for index in self.table.filling(gap)]
+
     def over(self, offset: int, length: int) -> list[tuple[Piece, int, int]]:
         """The chunks under a range of the content, with offset and length in each."""
         return [

@@ -12,6 +12,7 @@ for the next try. Memory held: at most ``RUN_BYTES`` and one piece per request u
 import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,7 +34,9 @@ from lazyfs.failurelog import FailureLog
 from lazyfs.interfaces import BlobSource, Notebook
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.failures import Failure, FailureMemory, failure_of
+from lazyfs.layer.line import Line
 from lazyfs.layer.macs import MacMemory
+from lazyfs.layer.turns import Answer, Turns
 from lazyfs.model import ByteRange
 from lazyfs.verity.trusted import LEAF_LIMIT_BYTES
 from registry.retry import ask_again
@@ -84,6 +87,15 @@ class _Fetch(NamedTuple):
     """What the store has of it is to be replaced, but not before the new bytes are there."""
 
 
+class _Passing(NamedTuple):
+    """A piece between others that comes along, though the store has it or somebody fetches it."""
+
+    piece: Piece
+
+
+_Run = Sequence[_Fetch | _Passing]
+
+
 @dataclass(slots=True)
 class Engine:
     """What all layers of a mount share for fetching."""
@@ -114,6 +126,8 @@ class Engine:
     """What failed last, by layer and part."""
     lines: FailureLog = field(default_factory=FailureLog)
     """Which failures become a line in the log."""
+    turns: Turns = field(default_factory=lambda: Turns(Line()))
+    """When what nobody waits for is asked for."""
 
     async def keep(self, key: ChunkKey, data: bytes) -> None:
         """Store bytes; without a working cache readers get what they want all the same."""
@@ -152,11 +166,25 @@ class Engine:
             log.log(level, "%s%s", line, more, extra=fields)
 
 
+def _length(run: _Run) -> int:
+    """Of the range of the blob that a run takes."""
+    return run[-1].piece.where.end - run[0].piece.where.offset
+
+
+def _nothing_between(gap: ByteRange) -> Sequence[Piece]:
+    """Gaps are left alone."""
+    return ()
+
+
 class PieceFetcher:
     """Pieces of one blob, through the store."""
 
     def __init__(
-        self, engine: Engine, source: BlobSource, counters: LayerCounters, name: str
+        self,
+        engine: Engine,
+        source: BlobSource,
+        counters: LayerCounters,
+        name: str,
     ) -> None:
         """Fetch from ``source``; ``name`` says in log lines which image and layer it is."""
         self._engine = engine
@@ -167,6 +195,11 @@ class PieceFetcher:
         self._gone = False
         """Whether the source failed the last time (logged once, until it answers again)."""
         self._outages = 0
+        self.between: Callable[[ByteRange], Sequence[Piece]] = _nothing_between
+        """The pieces that fill a range of the blob exactly; none if there are no such."""
+        self._queued: dict[ChunkKey, trio.Event] = {}
+        """Pieces that nobody waited for when their fetch was begun, and whose turn has not come;
+        the event is for who does."""
 
     async def read(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes]:
         """Bytes of stored pieces, which are fetched first where they are missing.
@@ -191,6 +224,7 @@ class PieceFetcher:
             return [data for data in found if data is not None]
         self._counters.cache_misses += len(missing)
         self.begin(wanted[index][0] for index in missing)
+        self._hurry(wanted[index][0] for index in missing)
         # Held from the start: a flight may end before its turn comes, and the store lose the piece.
         flights = [self._engine.flights.flying(wanted[index][0].key) for index in missing]
         for index, flight in zip(missing, flights, strict=True):
@@ -232,29 +266,70 @@ class PieceFetcher:
                 piece, offset, length = wanted[index]
                 found[index] = await store.load(piece.key, offset, length)
 
-    def begin(self, pieces: Iterable[Piece]) -> None:
-        """Begin to fetch missing pieces that nobody is fetching yet; returns at once."""
-        run: list[_Fetch] = []
+    def begin(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
+        """Begin to fetch missing pieces that nobody is fetching yet; returns at once.
+
+        Args:
+            pieces: neighbours become one request.
+            background: nobody waits for them, so that they wait for their turn, and what lies in
+                short gaps between them is fetched as well.
+        """
+        line = self._engine.turns.line
+        longest = line.run_bytes if background else RUN_BYTES
+        gap = line.gap_bytes if background else 0
+        run: list[_Fetch | _Passing] = []
         for piece in sorted(pieces, key=lambda piece: piece.where):
             flight = self._engine.flights.claim(piece.key)
             if flight is None:
                 continue
-            if run and (
-                run[-1].piece.where.end != piece.where.offset
-                or piece.where.end - run[0].piece.where.offset > RUN_BYTES
-            ):
-                self._engine.nursery.start_soon(self._fetch_run, run)
-                run = []
+            if run:
+                start, end = run[0].piece.where.offset, run[-1].piece.where.end
+                bridge: list[_Fetch | _Passing] = []
+                if piece.where.end - start <= longest and 0 < piece.where.offset - end <= gap:
+                    bridge = self._bridge(ByteRange(end, piece.where.offset - end))
+                    end = bridge[-1].piece.where.end if bridge else end
+                if end != piece.where.offset or piece.where.end - start > longest:
+                    self._start(run, background=background)
+                    run = []
+                run += bridge
             run.append(_Fetch(piece, flight))
         if run:
-            self._engine.nursery.start_soon(self._fetch_run, run)
+            self._start(run, background=background)
 
-    def want(self, pieces: Iterable[Piece]) -> None:
+    def _bridge(self, gap: ByteRange) -> list[_Fetch | _Passing]:
+        """The pieces in a gap, to be kept where the store lacks them."""
+        bridge: list[_Fetch | _Passing] = []
+        for piece in self.between(gap):
+            stored = self._engine.store.contains(piece.key)
+            flight = None if stored else self._engine.flights.claim(piece.key)
+            bridge.append(_Passing(piece) if flight is None else _Fetch(piece, flight))
+        return bridge
+
+    def _start(self, run: _Run, *, background: bool) -> None:
+        hurry: trio.Event | None = None
+        if background:
+            hurry = trio.Event()
+            self._queued.update((fetch.piece.key, hurry) for fetch in run)
+        else:
+            self._engine.turns.asked(_length(run))
+        self._engine.nursery.start_soon(self._fetch_run, run, hurry)
+
+    def _hurry(self, pieces: Iterable[Piece]) -> None:
+        """Somebody waits for pieces now."""
+        for piece in pieces:
+            hurry = self._queued.get(piece.key)
+            if hurry is not None:
+                hurry.set()
+
+    def want(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
         """Begin to fetch those of ``pieces`` that the store lacks; returns at once."""
-        self.begin(piece for piece in pieces if not self._engine.store.contains(piece.key))
+        missing = [piece for piece in pieces if not self._engine.store.contains(piece.key)]
+        self.begin(missing, background=background)
+        if not background:
+            self._hurry(missing)
 
     async def have(self, pieces: Sequence[Piece]) -> None:
-        """Fetch those of ``pieces`` that the store lacks.
+        """Fetch those of ``pieces`` that the store lacks, in the background.
 
         Raises:
             As for ``read``.
@@ -262,7 +337,7 @@ class PieceFetcher:
         Cancelled: as for ``read``.
         """
         missing = [piece for piece in pieces if not self._engine.store.contains(piece.key)]
-        self.begin(missing)
+        self.begin(missing, background=True)
         flights = [self._engine.flights.flying(piece.key) for piece in missing]
         for piece, flight in zip(missing, flights, strict=True):
             await self._arrival(flight, piece, 0, 0)
@@ -289,8 +364,8 @@ class PieceFetcher:
             if flight is not None:
                 self._counters.verification_failures += 1
                 self._report(_ROTTEN, piece, why, "chunk_rotten")
-                run = [_Fetch(piece, flight, rotten=True)]
-                self._engine.nursery.start_soon(self._fetch_run, run)
+                self._start([_Fetch(piece, flight, rotten=True)], background=False)
+            self._hurry([piece])
             flight = flights.flying(piece.key)
             data = await (flights.wait(piece.key) if flight is None else flight.outcome())
             if data is not None:
@@ -319,15 +394,30 @@ class PieceFetcher:
             if stored is not None:
                 return stored
             self.begin([piece])
+            self._hurry([piece])
             flight = flights.flying(piece.key)
 
-    async def _fetch_run(self, run: Sequence[_Fetch]) -> None:
-        """Fetch neighbouring pieces by one request; every flight ends here, well or not."""
-        pending = {fetch.piece.key: fetch for fetch in run}
+    async def _fetch_run(self, run: _Run, hurry: trio.Event | None) -> None:
+        """Fetch neighbouring pieces by one request; every flight ends here, well or not.
+
+        Args:
+            run: the pieces.
+            hurry: set when somebody waits for one of them; None: somebody does.
+        """
+        pending = {fetch.piece.key: fetch for fetch in run if isinstance(fetch, _Fetch)}
         error: LazyfsError | None = None
+        length = _length(run)
         try:
-            async with self._requests, self._engine.requests:
-                error = await self._receive_in_time(pending)
+            if hurry is not None:
+                try:
+                    await self._engine.turns.background(length, hurry)
+                finally:
+                    for fetch in run:
+                        if self._queued.get(fetch.piece.key) is hurry:
+                            del self._queued[fetch.piece.key]
+            with self._engine.turns.answer(length) as answer:
+                async with self._requests, self._engine.requests:
+                    error = await self._receive_in_time(run, pending, answer)
         except Exception as bug:
             log.exception("%s: internal error while fetching", self._name)
             error = SourceUnavailableError(f"internal error: {bug}")
@@ -339,27 +429,36 @@ class PieceFetcher:
                     else:
                         self._fail(fetch, error)
 
-    async def _receive_in_time(self, pending: dict[ChunkKey, _Fetch]) -> LazyfsError | None:
-        length = sum(fetch.piece.where.length for fetch in pending.values())
+    async def _receive_in_time(
+        self, run: _Run, pending: dict[ChunkKey, _Fetch], answer: Answer
+    ) -> LazyfsError | None:
+        length = _length(run)
         timeout_s = self._engine.timeout_s
         deadline_s = timeout_s + length / SLOWEST_BYTES_PER_S if timeout_s else math.inf
         with trio.move_on_after(deadline_s):
-            return await self._receive(pending)
+            return await self._receive(run, pending, answer)
         return DeadlineExceededError(
             f"{self._source.origin}: {length} bytes did not come within {deadline_s:.0f} s"
         )
 
-    async def _receive(self, pending: dict[ChunkKey, _Fetch]) -> LazyfsError | None:
+    async def _receive(
+        self, run: _Run, pending: dict[ChunkKey, _Fetch], answer: Answer
+    ) -> LazyfsError | None:
         """Stream the pieces in; those taken in leave ``pending``."""
-        run = list(pending.values())
+        answer.sent()
         start, end = run[0].piece.where.offset, run[-1].piece.where.end
         lengths = [fetch.piece.where.length for fetch in run]
         fetches = iter(run)
         async with trio.open_nursery() as nursery:
             try:
-                async with self._source.stream(ByteRange(start, end - start)) as stream:
-                    async for data in cut(stream, lengths):
-                        nursery.start_soon(self._land, pending, next(fetches), data)
+                async with (
+                    self._source.stream(ByteRange(start, end - start)) as stream,
+                    aclosing(answer.counted(stream)) as counted,
+                ):
+                    async for data in cut(counted, lengths):
+                        fetch = next(fetches)
+                        if isinstance(fetch, _Fetch):
+                            nursery.start_soon(self._land, pending, fetch, data)
             except SourceUnavailableError as error:
                 return error
         return None

@@ -21,7 +21,16 @@ from lazyfs.verity.trusted import LEAF_LIMIT_BYTES, TrustedHashTree
 from registry.retry import ask_again
 
 HEAD_BYTES = 64 << 10
-"""How much of the dm-verity payload is fetched along: superblock and upper levels."""
+"""How much of the dm-verity payload is fetched along, at least, and in which unit: superblock,
+upper levels, and the first leaves, which prove where the image's root is."""
+
+MAX_HEAD_BYTES = 256 << 10
+
+UPPER_LEVELS_SHARE = 1 / 64
+"""Of a tree, about: with SHA-512 a block of 4 KiB has 64 digests, with others more."""
+
+FIRST_LEAVES_BYTES = 32 << 10
+"""What is wanted behind the upper levels; superblock and levels that are not full included."""
 
 _HEADER = SKIPPABLE_HEADER.size_bytes
 
@@ -179,7 +188,8 @@ async def _fetch_table(
     """
     if pointer.where.length > MAX_TABLE_BYTES + _HEADER:
         raise ImageFormatError(f"{pointer.where.length} bytes where a chunk table should be")
-    along = min(HEAD_BYTES + _HEADER, source.size_bytes - pointer.where.end) if beside else 0
+    room = source.size_bytes - pointer.where.end
+    along = min(_head_bytes(room) + _HEADER, room) if beside else 0
     span = ByteRange(pointer.where.offset, pointer.where.length + along)
     liars: list[str] = []
     while True:
@@ -199,6 +209,12 @@ async def _fetch_table(
         liars.append(source.distrust(span))
         if not ask_again(liars):
             return data, table
+
+
+def _head_bytes(tree_bytes: int) -> int:
+    """How much of a tree's payload to fetch along, in whole units."""
+    wanted = int(tree_bytes * UPPER_LEVELS_SHARE) + FIRST_LEAVES_BYTES
+    return min(-(-wanted // HEAD_BYTES) * HEAD_BYTES, MAX_HEAD_BYTES)
 
 
 def _is_top(tree: TreePointer, frame: bytes, blob_size_bytes: int, image_size_bytes: int) -> bool:

@@ -1,9 +1,11 @@
 """From the plan of a layer to its reader: which proof it has decides which reader it gets."""
 
 import dataclasses
+from functools import partial
 
 from lazyfs.errors import LazyfsError, UnsupportedFeatureError
 from lazyfs.interfaces import BlobSource
+from lazyfs.layer.ahead import LayerAhead
 from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.fetcher import Engine, PieceFetcher
@@ -139,4 +141,11 @@ def _open_seekable(
         chunks = chunks_as("data")
         reader = StoredLayer(context.number, chunks, *common)
         proof = f"{checks} on arrival"
+    fetcher.between = chunks.between
+    reader.ahead = LayerAhead(
+        chunks.table,
+        chunks.image_size_bytes,
+        context.engine.turns.line,
+        partial(reader.begin, background=True),
+    )
     return OpenLayer(reader, plan.mode, True, plan.why, proof, chunks)

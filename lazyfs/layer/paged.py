@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import trio
 
 from lazyfs.errors import TruncatedRecordError
+from lazyfs.layer.ahead import LayerAhead
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.pages import PAGE_BYTES, PageMemory
 from lazyfs.model import ByteRange
@@ -25,6 +26,8 @@ class PagedReader(ABC):
         self._pages = pages
         self.size_bytes = size_bytes
         self.counters = counters
+        self.ahead: LayerAhead | None = None
+        """Fetches what sequential readers of longer parts will want next."""
 
     def proven_nowait(self, offset: int, length: int) -> bytes | None:
         """As ``read_proven`` where that needs no wait and little work; else None."""
@@ -33,6 +36,18 @@ class PagedReader(ABC):
     @abstractmethod
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` proven bytes; the range is inside the image and not empty."""
+
+    def begin(self, offset: int, length: int, *, background: bool = False) -> None:
+        """Begin to fetch what a range inside the image needs and the store lacks; returns at once.
+
+        Nothing happens where the image is not fetched in parts.
+
+        Args:
+            offset: of the range.
+            length: likewise.
+            background: nobody waits for it.
+        """
+        return
 
     async def have(self, ranges: Sequence[ByteRange]) -> None:
         """Have in the store what ranges inside the image need, where that is fetched in parts.
@@ -76,6 +91,8 @@ class PagedReader(ABC):
             return None
         data = self._noted_nowait(offset, length)
         if data is not None:
+            if self.ahead is not None:
+                self.ahead.used(offset, length)
             self.counters.read_bytes += length
         return data
 
@@ -112,6 +129,8 @@ class PagedReader(ABC):
         if length == 0:
             return b""
         self.counters.read_bytes += length
+        if self.ahead is not None:
+            self.ahead.used(offset, length)
         return await self._noted(offset, length)
 
     def _check_range(self, offset: int, length: int) -> None:

@@ -63,6 +63,11 @@ class StoredLayer(PagedReader):
     async def _stored(self, offset: int, length: int) -> bytes:
         return _joined(await self._fetcher.read(self._chunks.over(offset, length)))
 
+    def begin(self, offset: int, length: int, *, background: bool = False) -> None:
+        """See ``PagedReader.begin``."""
+        pieces = [piece for piece, _, _ in self._chunks.over(offset, length)]
+        self._fetcher.want(pieces, background=background)
+
     async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``."""
         await self._fetcher.have(self._chunks.under(ranges))
@@ -213,6 +218,11 @@ class VerityLayer(StoredLayer):
         start, end = granules.offset - span.offset, granules.end - span.offset
         return self._macs.macs_of(memoryview(data)[start:end], self._granule)
 
+    def begin(self, offset: int, length: int, *, background: bool = False) -> None:
+        """See ``PagedReader.begin``; the hash blocks too."""
+        self._hashes.begin(*self._blocks(self._span(offset, length)))
+        super().begin(offset, length, background=background)
+
     async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``; the hash blocks too."""
         spans = [self._blocks(self._span(*where)) for where in ranges]
@@ -304,6 +314,11 @@ class FrameLayer(PagedReader):
         chunks = await all_of([partial(self._chunk, index) for index, _ in parts])
         pairs = zip(chunks, parts, strict=True)
         return b"".join([chunk[part.offset : part.end] for chunk, (_, part) in pairs])
+
+    def begin(self, offset: int, length: int, *, background: bool = False) -> None:
+        """See ``PagedReader.begin``."""
+        pieces = [piece for piece, _, _ in self._chunks.over(offset, length)]
+        self._fetcher.want(pieces, background=background)
 
     async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``."""

@@ -40,6 +40,7 @@ from lazyfs.layer.failures import FailureMemory
 from lazyfs.layer.fetcher import Engine
 from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import LayerContext, open_layer
+from lazyfs.layer.opening import OpeningSource, beginning
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.layer.source import RegistrySource
@@ -206,8 +207,17 @@ async def _open_layers(
     startup = Startup(source, documents, resolved, options)
     engine.nursery.start_soon(startup.run)
     recording = Recording()
-    opener = LayerOpener(source, resolved.name, engine, options, documents, recording=recording)
+    opener = LayerOpener(
+        source,
+        resolved.name,
+        engine,
+        options,
+        documents,
+        recording=recording,
+        together=len(plans),
+    )
     layers = await all_of([partial(opener.open, *item) for item in enumerate(plans, 1)])
+    opener.forget_beginnings()
     reports = opener.ordered_reports()
     startup.opened(reports)
     directories = len(layers) if options.layers else 0
@@ -246,6 +256,7 @@ class LayerOpener:
         documents: Documents,
         shared: Shared | None = None,
         recording: Recording | None = None,
+        together: int = 0,
     ) -> None:
         """Open layers of the image ``name`` in ``source``.
 
@@ -257,6 +268,8 @@ class LayerOpener:
             documents: what was kept of earlier mounts.
             shared: with other images.
             recording: is to note what is read.
+            together: how many layers are opened at once, so that their beginnings are wanted
+                too; 0: they come when they come.
         """
         shared = shared or Shared()
         self._recording = recording
@@ -269,6 +282,8 @@ class LayerOpener:
         self._derived = Memo(DERIVED_BYTES)
         self._inodes = InodeMemory()
         self._numbers = shared.numbers
+        self._together = together
+        self._beginnings: list[OpeningSource] = []
         self._reports: list[tuple[int, LayerReport]] = []
         self._files: dict[int, list[PagedReader]] = {}
         """By position: the layer's image, then its devices."""
@@ -335,8 +350,15 @@ class LayerOpener:
         name = f"{self._name} {what} ({digest.algorithm}:{digest.encoded[:12]})"
         touched = None if self._recording is None else self._recording.layer()
         counters = LayerCounters(touched=touched)
-        blob = await self._blob(plan.descriptor, counters)
-        index = None if plan.index is None else await self._blob(plan.index, counters)
+        along = 0
+        if self._together and plan.pointers is not None and plan.index is None:
+            along = beginning(plan.pointers, self._together)
+        opening = OpeningSource(await self._blob(plan.descriptor, counters), along)
+        blob = KeptSpans(opening, digest, self._documents)
+        index = None
+        if plan.index is not None:
+            table = await self._blob(plan.index, counters)
+            index = KeptSpans(table, plan.index.digest, self._documents)
         number = next(self._numbers)
         context = LayerContext(number, name, self._options.verify, self._engine, self._pages)
         kept = [source for source in (blob, index) if source is not None]
@@ -350,12 +372,20 @@ class LayerOpener:
             opened = await open_layer(plan, blob, index, counters, context)
         for source in kept:
             source.opened()
+        if opening.beginning_bytes and opened.chunks is not None:
+            self._beginnings.append(opening)
+            opened.reader.begin(0, opened.chunks.image_bytes_in(opening.beginning_bytes))
         self._reports.append((position, LayerReport(plan.descriptor, opened, counters, name)))
         return opened.reader
 
-    async def _blob(self, descriptor: Descriptor, counters: LayerCounters) -> KeptSpans:
-        blob = RegistrySource(await self._source.open_blob(descriptor), counters)
-        return KeptSpans(blob, descriptor.digest, self._documents)
+    def forget_beginnings(self) -> None:
+        """All layers are open: what came along with their tables was taken, or is not wanted."""
+        for opening in self._beginnings:
+            opening.forget()
+        self._beginnings.clear()
+
+    async def _blob(self, descriptor: Descriptor, counters: LayerCounters) -> RegistrySource:
+        return RegistrySource(await self._source.open_blob(descriptor), counters)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ its methods cannot give a range outside the blob or the content.
 """
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from lazyfs.errors import ImageFormatError, LazyfsError
@@ -85,6 +85,16 @@ class ChunkTable:
         """The stored bytes of a chunk, in the blob."""
         start = self._frame_offsets[index]
         return ByteRange(start, self._frame_offsets[index + 1] - start)
+
+    def filling(self, where: ByteRange) -> range:
+        """The chunks whose stored bytes fill a range of the blob exactly; none if it is cut."""
+        first = bisect_left(self._frame_offsets, where.offset)
+        end = bisect_left(self._frame_offsets, where.end)
+        if end >= len(self._frame_offsets):
+            return range(0)
+        found = ByteRange(self._frame_offsets[first], where.length)
+        cut = found != where or self._frame_offsets[end] != where.end
+        return range(0) if cut else range(first, end)
 
     def chunk(self, index: int) -> ByteRange:
         """The bytes of the content that a chunk holds."""

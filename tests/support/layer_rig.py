@@ -101,6 +101,7 @@ async def rigged(store: ChunkStore | None = None, timeout_s: float = 0) -> Async
     if failure is not None:
         raise failure  # not in a group
     assert rig.flights._flying == {}
+    assert rig.engine.turns.line.under_way == 0
     assert rig.engine.requests.borrowed_tokens == rig.engine.workers.borrowed_tokens == 0
 
 

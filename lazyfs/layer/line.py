@@ -1,0 +1,137 @@
+"""How fast a line is, and what follows from it for the requests that nobody waits for.
+
+Pure: the caller brings the time, in seconds on any clock that does not jump. Two figures are
+estimated from what arrives: seconds until an answer begins, and bytes a second while answers come.
+What a reader waits for is always asked for at once. The rest (read-ahead, prefetch) takes turns:
+so much of it is under way that the line is never idle, and no more, so that what a reader wants
+next stands behind a quarter of a second of other bytes at most.
+"""
+
+from dataclasses import dataclass
+
+SAMPLE_BYTES = 256 << 10
+"""The rate is measured over so many bytes, whoever gets them."""
+
+LEAST_SAMPLE_BYTES = 32 << 10
+"""... or over fewer, when nothing more comes."""
+
+FASTER, SLOWER = 0.5, 0.2
+"""Weight of a sample above, and below, the estimated rate: a line looks slower than it is when
+the server is slow, TCP has just started or a reader's machine is busy."""
+
+SOONER, LATER = 0.5, 0.05
+"""Weight of a first byte that came sooner, and later: it comes late on a full line."""
+
+QUEUE_S = 0.25
+"""How long bytes that nobody waits for may keep the line busy."""
+
+UNKNOWN_BYTES = 1 << 20
+"""Under way in the background as long as nothing is known of the line."""
+
+LEAST_RUN_BYTES, MOST_RUN_BYTES = 128 << 10, 8 << 20
+"""Of a background request."""
+
+REQUEST_S = 0.002
+"""What a request costs besides waiting: this machine's and the server's work."""
+
+RTT_SHARE = 0.1
+"""... and the part of a round trip that other requests under way do not hide."""
+
+MOST_GAP_BYTES = 256 << 10
+"""Between two wanted pieces, fetched along with them."""
+
+LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES = 1 << 20, 16 << 20
+
+
+@dataclass(slots=True)
+class Line:
+    """The way to the hosts of a mount."""
+
+    first_byte_s: float | None = None
+    """Seconds from a request to the first byte of its answer; None: not known yet."""
+    bytes_per_s: float | None = None
+    """While answers come."""
+    under_way: int = 0
+    """Bytes that were asked for and have not come yet."""
+
+    _streams: int = 0
+    _sample_bytes: int = 0
+    _sample_from_s: float = 0.0
+
+    def asked(self, length: int) -> None:
+        """Bytes were asked for, or will be at once."""
+        self.under_way += length
+
+    def given_up(self, length: int) -> None:
+        """Bytes that were asked for will not come."""
+        self.under_way -= length
+
+    def began(self, now_s: float, waited_s: float, length: int) -> None:
+        """The first bytes of an answer came, ``waited_s`` after it was asked for."""
+        known = self.first_byte_s
+        if known is None:
+            self.first_byte_s = waited_s
+        else:
+            weight = SOONER if waited_s < known else LATER
+            self.first_byte_s = known + weight * (waited_s - known)
+        if not self._streams:  # these came before the clock was started
+            self._sample_from_s = now_s
+            self._sample_bytes = -length
+        self._streams += 1
+        self.received(now_s, length)
+
+    def received(self, now_s: float, length: int) -> None:
+        """More bytes of any answer came."""
+        self.under_way -= length
+        self._sample_bytes += length
+        if self._sample_bytes >= SAMPLE_BYTES:
+            self._sample(now_s)
+
+    def ended(self, now_s: float) -> None:
+        """An answer that had begun has ended, well or not."""
+        self._streams -= 1
+        if not self._streams and self._sample_bytes >= LEAST_SAMPLE_BYTES:
+            self._sample(now_s)
+
+    def _sample(self, now_s: float) -> None:
+        elapsed_s = now_s - self._sample_from_s
+        if elapsed_s > 0:
+            rate = self._sample_bytes / elapsed_s
+            known = rate if self.bytes_per_s is None else self.bytes_per_s
+            self.bytes_per_s = known + (FASTER if rate > known else SLOWER) * (rate - known)
+        self._sample_from_s, self._sample_bytes = now_s, 0
+
+    @property
+    def background_bytes(self) -> int:
+        """How much may be under way for something in the background to be asked for as well."""
+        if self.bytes_per_s is None:
+            return UNKNOWN_BYTES
+        return int(self.bytes_per_s * (QUEUE_S + 2 * (self.first_byte_s or 0.0)))
+
+    @property
+    def run_bytes(self) -> int:
+        """How long a request in the background may be."""
+        if self.bytes_per_s is None:
+            return UNKNOWN_BYTES // 2
+        wanted = int(self.bytes_per_s * QUEUE_S)
+        return max(LEAST_RUN_BYTES, min(wanted, MOST_RUN_BYTES))
+
+    @property
+    def gap_bytes(self) -> int:
+        """How much between two wanted pieces is fetched rather than a second request sent."""
+        if self.bytes_per_s is None:
+            return 0
+        saved_s = REQUEST_S + RTT_SHARE * (self.first_byte_s or 0.0)
+        return min(int(self.bytes_per_s * saved_s), MOST_GAP_BYTES)
+
+    @property
+    def ahead_bytes(self) -> int:
+        """How far ahead of a sequential reader to fetch: so that the line is never idle."""
+        if self.bytes_per_s is None:
+            return LEAST_AHEAD_BYTES
+        wanted = int(self.bytes_per_s * (QUEUE_S + 4 * (self.first_byte_s or 0.0)))
+        return max(LEAST_AHEAD_BYTES, min(wanted, MOST_AHEAD_BYTES))
+
+    def has_room(self, length: int) -> bool:
+        """Whether something in the background may be asked for now."""
+        return self.under_way <= 0 or self.under_way + length <= self.background_bytes

@@ -1,0 +1,108 @@
+"""When requests that nobody waits for are sent, and the measuring of what comes."""
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from lazyfs.layer.line import Line
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    length: int
+    go: trio.Event
+    granted: bool = False
+
+
+class Turns:
+    """Readers always have theirs at once; the background waits until the line has room."""
+
+    def __init__(self, line: Line) -> None:
+        """Measure ``line``, and share it."""
+        self.line = line
+        self._waiting: deque[_Waiting] = deque()
+
+    def asked(self, length: int) -> None:
+        """Bytes that a reader waits for are asked for; ``answer`` must follow."""
+        self.line.asked(length)
+
+    async def background(self, length: int, go: trio.Event) -> None:
+        """Wait for the turn of a request; ``answer`` must follow.
+
+        Args:
+            length: bytes.
+            go: set by whoever wants it now; set on return if it had to wait.
+        """
+        await trio.lowlevel.checkpoint()  # readers that are ready ask first
+        if go.is_set() or (not self._waiting and self.line.has_room(length)):
+            self.line.asked(length)
+            return
+        waiting = _Waiting(length, go)
+        self._waiting.append(waiting)
+        try:
+            await go.wait()
+        finally:
+            if not waiting.granted:
+                self._waiting.remove(waiting)
+                self._grant()
+        if not waiting.granted:
+            self.line.asked(length)
+
+    @contextmanager
+    def answer(self, length: int) -> Iterator["Answer"]:
+        """Bytes that were asked for come, within the block if at all."""
+        answer = Answer(self, length)
+        try:
+            yield answer
+        finally:
+            answer.end()
+
+    def received(self) -> None:
+        """Some came: there may be room."""
+        self._grant()
+
+    def _grant(self) -> None:
+        while self._waiting and self.line.has_room(self._waiting[0].length):
+            waiting = self._waiting.popleft()
+            waiting.granted = True
+            self.line.asked(waiting.length)
+            waiting.go.set()
+
+
+class Answer:
+    """One request's bytes as they come."""
+
+    def __init__(self, turns: Turns, length: int) -> None:
+        """Expect ``length`` bytes."""
+        self._turns = turns
+        self._missing = length
+        self._asked_s = trio.current_time()
+        self._began = False
+
+    def sent(self) -> None:
+        """The request is sent only now."""
+        self._asked_s = trio.current_time()
+
+    async def counted(self, stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+        """The same bytes, measured."""
+        line = self._turns.line
+        async for data in stream:
+            now_s = trio.current_time()
+            if self._began:
+                line.received(now_s, len(data))
+            else:
+                self._began = True
+                line.began(now_s, now_s - self._asked_s, len(data))
+            self._missing -= len(data)
+            self._turns.received()
+            yield data
+
+    def end(self) -> None:
+        """No more comes."""
+        self._turns.line.given_up(self._missing)
+        if self._began:
+            self._turns.line.ended(trio.current_time())
+        self._turns.received()
