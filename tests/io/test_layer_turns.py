@@ -7,6 +7,7 @@ import trio.testing
 from lazyfs.errors import SourceUnavailableError
 from lazyfs.layer.line import Line
 from lazyfs.layer.turns import Turns
+from lazyfs.model import ByteRange
 from tests.support import layer_builder as build
 from tests.support.layer_rig import Opened, Rig, noise, rigged
 
@@ -95,7 +96,7 @@ async def test_what_does_not_come_is_not_waited_for_in_the_count():
         layer = await opened(rig, THIN)
         layer.blob.down = True
         with pytest.raises(SourceUnavailableError):
-            await layer.reader.have(0, CHUNKS * CHUNK)
+            await layer.reader.have([ByteRange(0, CHUNKS * CHUNK)])
         with pytest.raises(SourceUnavailableError):
             await layer.reader.read(0, CHUNK)
         await trio.testing.wait_all_tasks_blocked(0.05)
