@@ -36,7 +36,7 @@ from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.failures import Failure, FailureMemory, failure_of
 from lazyfs.layer.line import Line
 from lazyfs.layer.macs import MacMemory
-from lazyfs.layer.turns import Answer, Turns
+from lazyfs.layer.turns import Answer, Turn, Turns
 from lazyfs.model import ByteRange
 from lazyfs.verity.trusted import LEAF_LIMIT_BYTES
 from registry.retry import ask_again
@@ -306,13 +306,13 @@ class PieceFetcher:
         return bridge
 
     def _start(self, run: _Run, *, background: bool) -> None:
-        hurry: trio.Event | None = None
+        turn: Turn | None = None
         if background:
-            hurry = trio.Event()
-            self._queued.update((fetch.piece.key, hurry) for fetch in run)
+            turn = self._engine.turns.line_up(_length(run))
+            self._queued.update((fetch.piece.key, turn.go) for fetch in run)
         else:
             self._engine.turns.asked(_length(run))
-        self._engine.nursery.start_soon(self._fetch_run, run, hurry)
+        self._engine.nursery.start_soon(self._fetch_run, run, turn)
 
     def _hurry(self, pieces: Iterable[Piece]) -> None:
         """Somebody waits for pieces now."""
@@ -397,23 +397,23 @@ class PieceFetcher:
             self._hurry([piece])
             flight = flights.flying(piece.key)
 
-    async def _fetch_run(self, run: _Run, hurry: trio.Event | None) -> None:
+    async def _fetch_run(self, run: _Run, turn: Turn | None) -> None:
         """Fetch neighbouring pieces by one request; every flight ends here, well or not.
 
         Args:
             run: the pieces.
-            hurry: set when somebody waits for one of them; None: somebody does.
+            turn: to be waited for; None: somebody waits for one of them.
         """
         pending = {fetch.piece.key: fetch for fetch in run if isinstance(fetch, _Fetch)}
         error: LazyfsError | None = None
         length = _length(run)
         try:
-            if hurry is not None:
+            if turn is not None:
                 try:
-                    await self._engine.turns.background(length, hurry)
+                    await self._engine.turns.wait(turn)
                 finally:
                     for fetch in run:
-                        if self._queued.get(fetch.piece.key) is hurry:
+                        if self._queued.get(fetch.piece.key) is turn.go:
                             del self._queued[fetch.piece.key]
             with self._engine.turns.answer(length) as answer:
                 async with self._requests, self._engine.requests:

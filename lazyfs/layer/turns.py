@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -11,9 +11,13 @@ from lazyfs.layer.line import Line
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class Turn:
+    """A request's place in the line of those that nobody waits for."""
+
     length: int
-    go: trio.Event
+    """Bytes."""
+    go: trio.Event = field(default_factory=trio.Event)
+    """Its turn has come, or somebody waits for it now."""
     granted: bool = False
 
 
@@ -23,33 +27,30 @@ class Turns:
     def __init__(self, line: Line) -> None:
         """Measure ``line``, and share it."""
         self.line = line
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[Turn] = deque()
 
     def asked(self, length: int) -> None:
         """Bytes that a reader waits for are asked for; ``answer`` must follow."""
         self.line.asked(length)
 
-    async def background(self, length: int, go: trio.Event) -> None:
-        """Wait for the turn of a request; ``answer`` must follow.
+    def line_up(self, length: int) -> Turn:
+        """Take a place in the line of those that nobody waits for; ``wait`` must follow."""
+        turn = Turn(length)
+        self._waiting.append(turn)
+        return turn
 
-        Args:
-            length: bytes.
-            go: set by whoever wants it now; set on return if it had to wait.
-        """
-        await trio.lowlevel.checkpoint()  # readers that are ready ask first
-        if go.is_set() or (not self._waiting and self.line.has_room(length)):
-            self.line.asked(length)
-            return
-        waiting = _Waiting(length, go)
-        self._waiting.append(waiting)
+    async def wait(self, turn: Turn) -> None:
+        """Wait for a turn, or until somebody sets its ``go``; ``answer`` must follow."""
         try:
-            await go.wait()
+            await trio.lowlevel.checkpoint()  # readers that are ready ask first
+            self._grant()
+            await turn.go.wait()
         finally:
-            if not waiting.granted:
-                self._waiting.remove(waiting)
+            if not turn.granted:
+                self._waiting.remove(turn)
                 self._grant()
-        if not waiting.granted:
-            self.line.asked(length)
+        if not turn.granted:
+            self.line.asked(turn.length)
 
     @contextmanager
     def answer(self, length: int) -> Iterator["Answer"]:
@@ -66,10 +67,10 @@ class Turns:
 
     def _grant(self) -> None:
         while self._waiting and self.line.has_room(self._waiting[0].length):
-            waiting = self._waiting.popleft()
-            waiting.granted = True
-            self.line.asked(waiting.length)
-            waiting.go.set()
+            turn = self._waiting.popleft()
+            turn.granted = True
+            self.line.asked(turn.length)
+            turn.go.set()
 
 
 class Answer:
