@@ -103,7 +103,7 @@ def mounted(image: str, folder: Path) -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(dir=folder))
     root = place / "root"
     root.mkdir()
-    lazyfs("mount", "--cache-dir", place / "cache", image, root)
+    lazyfs("mount", "--prefetch", "none", "--cache-dir", place / "cache", image, root)
     try:
         yield root
     finally:
