@@ -7,6 +7,8 @@ list: a profile is a hint, and never more.
 """
 
 import json
+import os
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
@@ -93,6 +95,12 @@ async def push_profile(
     )
     await destination.push_referrer(raw, artifact, subject.digest)
     return artifact.digest
+
+
+def time_of_push() -> str:
+    """The time as RFC 3339 has it; ``SOURCE_DATE_EPOCH`` stands in for it."""
+    epoch = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))
 
 
 async def find_profile(source: KeptSource, subject: Digest) -> Descriptor | None:

@@ -87,7 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--profile-out",
         type=Path,
         metavar="FILE",
-        help="write the profile of the new image (with --profile; one platform)",
+        help="write the new image's profile, which is pushed beside it, to a file as well (with "
+        "--profile; one platform)",
     )
     parser.add_argument(
         "--compression-level",

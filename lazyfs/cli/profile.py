@@ -22,7 +22,6 @@ import contextlib
 import json
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +39,13 @@ from lazyfs.mount.mountpoint import resolve
 from lazyfs.mount.runtime import KnownMount, known_mounts
 from lazyfs.profile.document import MAX_PROFILE_BYTES, Profile, decode_profile, encode_profile
 from lazyfs.profile.merge import merge
-from lazyfs.pushedprofile import check_profile, fetch_profile, find_profile, push_profile
+from lazyfs.pushedprofile import (
+    check_profile,
+    fetch_profile,
+    find_profile,
+    push_profile,
+    time_of_push,
+)
 from lazyfs.record import Reads, ask_for_reads, with_files
 from lazyfs.resolve import resolve_image
 from lazyfs.run.container import Container
@@ -161,7 +166,7 @@ async def _push(args: argparse.Namespace, profile: Profile) -> str:
         resolved = await resolve_image(source, args.platform)
     check_profile(profile, resolved)
     async with open_destination(args.image, access) as destination:
-        digest = await push_profile(destination, profile, resolved.descriptor, _now())
+        digest = await push_profile(destination, profile, resolved.descriptor, time_of_push())
     return str(digest)
 
 
@@ -179,12 +184,6 @@ async def _pushed(args: argparse.Namespace) -> Profile:
         if blob is None:
             raise ProfileError(f"{args.profile} has no profile, and is no file either")
         return await fetch_profile(kept, blob)
-
-
-def _now() -> str:
-    """The time as RFC 3339 has it; ``SOURCE_DATE_EPOCH`` stands in for it."""
-    epoch = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(epoch))
 
 
 def _run_and_ask(args: argparse.Namespace) -> Reads:

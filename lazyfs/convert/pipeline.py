@@ -1,7 +1,8 @@
 """A whole conversion: look at everything, convert layers side by side, push documents last.
 
-Order of writes: blobs, configurations, manifests by digest, then the name. So the destination
-never has a name for something incomplete, and a failure leaves no new name at all.
+Order of writes: blobs, configurations, manifests by digest, then the name, then profiles beside
+it. So the destination never has a name for something incomplete, and a failure leaves no new name
+at all, or a complete image without its profile.
 """
 
 from collections.abc import Sequence
@@ -13,10 +14,11 @@ from lazyfs.convert.ledger import Ledger
 from lazyfs.convert.options import ConvertOptions
 from lazyfs.convert.progress import Progress
 from lazyfs.convert.pushing import DocumentPusher
-from lazyfs.convert.results import ConversionResult, LayerResult
+from lazyfs.convert.results import ConversionResult, ImageResult, LayerResult
 from lazyfs.convert.sourcelayers import SourceLayer
 from lazyfs.convert.survey import SourceImage, survey_source
-from registry.interfaces import ImageDestination, ImageSource
+from lazyfs.pushedprofile import push_profile, time_of_push
+from registry.interfaces import ImageDestination, ImageSource, ReferrerDestination
 
 LAYERS_AT_ONCE = 4
 """Layers in flight: each has its temporary files and its connections."""
@@ -75,8 +77,20 @@ async def _convert(
         await pusher.carry(carried)
     descriptor, raw = await pusher.finish(survey.top)
     await destination.tag(descriptor, raw)
-    notes = (*survey.notes, *pusher.notes)
+    notes = (*survey.notes, *pusher.notes, *await _push_profiles(pusher.images, destination))
     return ConversionResult(source.name, destination.name, descriptor, pusher.images, notes)
+
+
+async def _push_profiles(
+    images: Sequence[ImageResult], destination: ImageDestination
+) -> Sequence[str]:
+    """Put profiles beside their images, where mounts find them; what a person should know."""
+    found = [(image.profile, image.descriptor) for image in images if image.profile is not None]
+    if found and not isinstance(destination, ReferrerDestination):
+        return ("an archive has no place for the image's profile: --profile-out writes it",)
+    for profile, descriptor in found:
+        await push_profile(destination, profile, descriptor, time_of_push())
+    return ()
 
 
 async def _convert_layers(

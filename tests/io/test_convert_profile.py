@@ -1,5 +1,6 @@
 """Conversions by a startup profile: what it names is in front, and the rest is as without it."""
 
+import json
 import random
 import subprocess
 from dataclasses import replace
@@ -206,6 +207,11 @@ async def test_a_known_conversion_is_known_with_its_profile(tmp_path):
     assert [str(layer.outcome) for layer in cold.image.layers] == ["converted", "converted"]
 
 
+async def test_where_nothing_can_be_beside_an_image_its_profile_is_spoken_of():
+    made = await converted(options())
+    assert any("--profile-out" in note for note in made.result.notes)
+
+
 async def test_layers_that_are_erofs_already_are_refused():
     first = await converted(options(profile=None))
     with pytest.raises(ConversionError, match="is an EROFS image already"):
@@ -224,5 +230,8 @@ def test_the_command(tmp_path: Path):
     made = decode_profile(new.read_bytes())
     assert made.image in done.stdout
     assert made.files == files[:1]
+    pushed = json.loads(lazyfs("profile", "show", "--json", command[-1]).stdout)
+    assert pushed["image"] == made.image
+    assert pushed["touched_bytes"] == made.touched_bytes
     assert lazyfs(*command, "--profile", tmp_path / "none", check=False).returncode == 1
     assert lazyfs(*command, "--profile-out", new, check=False).returncode == 2
