@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.errors import ProfileError
+from lazyfs.profile import merge as module
 from lazyfs.profile.document import BLOCK_BYTES, BlockRun, FileRange, Profile
 from lazyfs.profile.files import FilesOfBlocks, Placed
 from lazyfs.profile.merge import merge
@@ -44,6 +45,68 @@ def test_neighbours_become_one_run() -> None:
 def test_nothing_is_lost_and_nothing_comes_twice(recordings: list[list[int]]) -> None:
     found = _blocks(merge([_of(*blocks) for blocks in recordings]))
     assert sorted(found) == sorted({(0, block) for blocks in recordings for block in blocks})
+
+
+def test_what_two_starts_read_elsewhere_stays_in_one_piece_each() -> None:
+    one = replace(EMPTY, blocks=(BlockRun(0, 0, 1000),))
+    other = replace(EMPTY, blocks=(BlockRun(0, 900, 200), BlockRun(1, 5000, 1000)))
+    assert merge([one, other]).blocks == (
+        BlockRun(0, 900, 100),
+        BlockRun(0, 0, 900),
+        BlockRun(0, 1000, 100),
+        BlockRun(1, 5000, 1000),
+    )
+
+
+def test_ranges_of_a_file_that_overlap_are_cut_where_uses_differ() -> None:
+    one = replace(EMPTY, files=(FileRange(0, b"b", 0, 10), FileRange(0, b"a", 0, 10000)))
+    other = replace(EMPTY, files=(FileRange(0, b"a", 5000, 10000), FileRange(1, b"a", 0, 1)))
+    assert merge([one, other]).files == (
+        FileRange(0, b"a", 5000, 5000),
+        FileRange(0, b"b", 0, 10),
+        FileRange(0, b"a", 0, 5000),
+        FileRange(0, b"a", 10000, 5000),
+        FileRange(1, b"a", 0, 1),
+    )
+
+
+def test_a_range_that_a_profile_names_twice_is_used_once() -> None:
+    twice = replace(EMPTY, files=(FileRange(0, b"a", 0, 9), FileRange(0, b"a", 0, 9)))
+    other = replace(EMPTY, runs=2, files=(FileRange(0, b"b", 0, 9),))
+    assert [file.path for file in merge([twice, twice, other]).files] == [b"a", b"b"]
+    assert [file.path for file in merge([twice, other]).files] == [b"b", b"a"]
+
+
+def test_ranges_that_overlap_in_one_another_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_PIECES", 1000)
+    nested = replace(
+        EMPTY, files=tuple(FileRange(0, b"a", 50 - size, 2 * size) for size in range(1, 50))
+    )
+    with pytest.raises(ProfileError, match="1000 pieces"):
+        merge([nested, nested])
+
+
+_SPANS = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), max_size=8)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), _SPANS), min_size=2, max_size=4))
+def test_more_uses_come_first_byte_by_byte(recorded: list[tuple[int, list[tuple[int, int]]]]):
+    profiles = [
+        replace(EMPTY, runs=runs, files=tuple(FileRange(0, b"a", *span) for span in spans))
+        for runs, spans in recorded
+    ]
+    files = merge(profiles).files
+    bytes_of = [
+        {at for file in profile.files for at in range(file.offset, file.offset + file.length)}
+        for profile in profiles
+    ]
+    found = [at for file in files for at in range(file.offset, file.offset + file.length)]
+    assert sorted(found) == sorted(set().union(*bytes_of))
+    uses = [
+        sum(profile.runs for profile, ours in zip(profiles, bytes_of, strict=True) if at in ours)
+        for at in found
+    ]
+    assert uses == sorted(uses, reverse=True)
 
 
 def test_other_images_are_refused() -> None:
