@@ -139,6 +139,16 @@ class ChunkFiles:
             self._counters.bytes_read += length
         return data
 
+    def expect(self, names: Iterable[str]) -> None:
+        """Have the kernel begin to read chunks."""
+        for name in names:
+            with suppress(OSError):  # whoever reads it will see
+                descriptor = os.open(f"{CHUNKS_NAME}/{name}", _READ_CHUNK, dir_fd=self._root)
+                try:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(descriptor)
+
     def contains(self, name: str) -> bool:
         """Whether there is a file of that name that is not empty."""
         try:

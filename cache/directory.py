@@ -1,6 +1,6 @@
 """The store in a folder, for tasks of trio: what has to wait for the disk does so in threads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -94,6 +94,11 @@ class DirectoryStore:
         _check(offset, length)
         work = partial(self._files.read, key.relative_path, offset, length)
         return await self._in_thread(work, self._readers)
+
+    async def expect(self, keys: Iterable[ChunkKey]) -> None:
+        """See ``ChunkStore.expect``."""
+        names = [key.relative_path for key in keys]
+        await self._in_thread(partial(self._files.expect, names), self._readers)
 
     def contains(self, key: ChunkKey) -> bool:
         """See ``ChunkStore.contains``."""

@@ -1,6 +1,7 @@
 """Chunks in memory: for a mount without a cache folder, and for tests."""
 
 from collections import OrderedDict
+from collections.abc import Iterable
 
 from cache.counters import StoreCounters
 from cache.errors import ChunkTooLargeError
@@ -46,6 +47,9 @@ class MemoryStore:
     async def load(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
         """See ``ChunkStore.load``."""
         return self.read(key, offset, length)
+
+    async def expect(self, keys: Iterable[ChunkKey]) -> None:
+        """See ``ChunkStore.expect``: memory is always at hand."""
 
     def contains(self, key: ChunkKey) -> bool:
         """See ``ChunkStore.contains``."""

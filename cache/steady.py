@@ -7,6 +7,7 @@ fetch it again and again. One line is logged when that begins and one when it en
 
 import logging
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -121,6 +122,11 @@ class SteadyStore:
         if data is None and self.problem is not None:
             return self._memory.read(key, offset, length)
         return data
+
+    async def expect(self, keys: Iterable[ChunkKey]) -> None:
+        """See ``ChunkStore.expect``."""
+        if self._disk is not None:
+            await self._disk.expect(keys)
 
     def contains(self, key: ChunkKey) -> bool:
         """See ``ChunkStore.contains``."""

@@ -1,5 +1,6 @@
 """What a chunk store promises, whatever keeps the chunks."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,6 +58,18 @@ class ChunkStore(Protocol):
             InvalidChunkKeyError.
 
         Cancelled: before it began, nothing happens; once begun it ends first.
+        """
+        ...
+
+    async def expect(self, keys: Iterable[ChunkKey]) -> None:
+        """Have the disk begin to read chunks that will be wanted soon.
+
+        What is not there is passed over.
+
+        Raises:
+            InvalidChunkKeyError.
+
+        Cancelled: as for ``load``.
         """
         ...
 

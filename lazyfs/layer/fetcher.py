@@ -322,11 +322,24 @@ class PieceFetcher:
                 hurry.set()
 
     def want(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
-        """Begin to fetch those of ``pieces`` that the store lacks; returns at once."""
-        missing = [piece for piece in pieces if not self._engine.store.contains(piece.key)]
+        """Begin to fetch those of ``pieces`` that the store lacks; returns at once.
+
+        In the background, the disk is also told which of the others will be read.
+        """
+        wanted = list(pieces)
+        missing = [piece for piece in wanted if not self._engine.store.contains(piece.key)]
         self.begin(missing, background=background)
         if not background:
             self._hurry(missing)
+        elif len(missing) < len(wanted):
+            keys = {piece.key for piece in wanted} - {piece.key for piece in missing}
+            self._engine.nursery.start_soon(self._expect, keys)
+
+    async def _expect(self, keys: Iterable[ChunkKey]) -> None:
+        try:
+            await self._engine.store.expect(keys)
+        except Exception:
+            log.exception("%s: internal error while reading ahead", self._name)
 
     async def have(self, pieces: Sequence[Piece]) -> None:
         """Fetch those of ``pieces`` that the store lacks, in the background.

@@ -58,6 +58,15 @@ async def test_all_ways_to_read_agree(kind: str, tmp_path: Path):
     assert store.read_nowait(chunk_key(2), 0, 1) is None
 
 
+async def test_to_expect_chunks_changes_nothing(kind: str, tmp_path: Path):
+    store = await open_store(kind, tmp_path)
+    data = chunk_data(1)
+    await store.put(chunk_key(1), data)
+    await store.expect([chunk_key(1), chunk_key(2)])
+    assert await store.load(chunk_key(1), 0, len(data)) == data
+    assert not store.contains(chunk_key(2))
+
+
 async def test_absent_and_short_are_none_and_never_partial(kind: str, tmp_path: Path):
     store = await open_store(kind, tmp_path)
     assert store.read(chunk_key(1), 0, 1) is None
