@@ -127,3 +127,7 @@ def innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+class FuseRequestError(LazyfsError):
+    """The kernel's request is not what the protocol says."""

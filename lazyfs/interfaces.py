@@ -114,6 +114,11 @@ class ImageTree(Protocol):
     ``VerificationError`` or ``SourceUnavailableError`` where the image or the network fails.
     """
 
+    @property
+    def grows(self) -> bool:
+        """Whether names may come, so that nobody is to remember a listing."""
+        ...
+
     async def lookup(self, parent: NodeId, name: bytes) -> NodeId:
         """The object that ``name`` means in a directory.
 

@@ -7,6 +7,7 @@ import errno
 
 from lazyfs.errors import (
     ConversionError,
+    FuseRequestError,
     ImageFormatError,
     LazyfsError,
     MountError,
@@ -32,6 +33,7 @@ ERRNO_OF: dict[type[LazyfsError], int] = {
     NotADirectoryNodeError: errno.ENOTDIR,
     NotASymlinkNodeError: errno.EINVAL,
     NotAFileNodeError: errno.EINVAL,
+    FuseRequestError: errno.EIO,
     # These belong to setting up; a reader never meets them.
     PlanError: errno.EIO,
     MountError: errno.EIO,
@@ -39,6 +41,16 @@ ERRNO_OF: dict[type[LazyfsError], int] = {
     UnpackError: errno.EIO,
     RunError: errno.EIO,
 }
+
+
+class ErrnoError(Exception):
+    """Answers a request with an errno and nothing else: no failure, neither logged nor counted."""
+
+    def __init__(self, number: int) -> None:
+        """Take a number of ``errno``."""
+        super().__init__(errno.errorcode.get(number, str(number)))
+        self.errno = number
+
 
 ORDINARY_ANSWERS = (
     NoSuchEntryError,

@@ -1,8 +1,8 @@
-"""A FUSE mount made without libfuse: the device opened, mounted and agreed upon by ourselves.
+"""Makes a FUSE mount: opens the device, mounts it and agrees with the kernel on the protocol.
 
 What comes out is a descriptor that any process may serve, one after another, for as long as
-somebody holds a copy of it (``lazyfs.fuse.adoption``). Root mounts by mount(2), others by
-``fusermount3``, as in libfuse.
+somebody holds a copy of it (``lazyfs.fuse.server``). Root mounts by mount(2), others by
+``fusermount3``.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ from lazyfs.fuse.protocol import (
     Feature,
     decode_init,
     encode_init_reply,
+    encode_resend,
 )
 from lazyfs.newmount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY, FileSystem
 
@@ -54,11 +55,11 @@ class MountChoice:
 
     @property
     def fsname(self) -> str:
-        """The image's name, free of what option lists give a meaning (libfuse takes only ASCII)."""
+        """The image's name, free of what option lists give a meaning."""
         return "lazyfs:" + re.sub(r"[^\x21-\x7e]|[,\\]", "_", self.image)[:FSNAME_MAX]
 
-    def for_libfuse(self) -> set[str]:
-        """The options in libfuse's words, for it and for fusermount3."""
+    def for_helper(self) -> set[str]:
+        """The options in the words of fusermount3."""
         options = {f"fsname={self.fsname}", f"subtype={SUBTYPE}", "ro", "default_permissions"}
         chosen = {"allow_other": self.allow_other, "suid": self.suid, "dev": self.dev}
         return options | {option for option, wanted in chosen.items() if wanted}
@@ -127,6 +128,15 @@ def mount_apart(choice: MountChoice) -> tuple[Connection, int]:
         raise
 
 
+def request_again(device: int) -> None:
+    """Have the kernel give all requests again that a dead daemon had read.
+
+    Raises:
+        OSError: the kernel does not know how, or the mount is gone.
+    """
+    os.write(device, encode_resend())
+
+
 def _mount(mountpoint: str, choice: MountChoice) -> int:
     if os.geteuid() == 0:
         try:
@@ -170,7 +180,7 @@ def _mount_by_helper(mountpoint: str, choice: MountChoice) -> int:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         done = _run_helper(
-            ["-o", ",".join(sorted(choice.for_libfuse())), "--", mountpoint], theirs.fileno()
+            ["-o", ",".join(sorted(choice.for_helper())), "--", mountpoint], theirs.fileno()
         )
         theirs.close()
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
@@ -186,7 +196,7 @@ def _run_helper(words: list[str], command_fd: int) -> "subprocess.CompletedProce
     environment = {**os.environ, "LC_ALL": "C", COMMAND_FD_VARIABLE: str(command_fd)}
     try:
         return subprocess.run(  # noqa: S603 - no shell; the path is one word behind "--"
-            ["fusermount3", *words],  # noqa: S607 - found as libfuse finds it
+            ["fusermount3", *words],  # noqa: S607 - wherever the system has it
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -213,8 +223,8 @@ def _agree(descriptor: int) -> Connection:
     if not watch.poll(INIT_WITHIN_S * 1000):
         raise MountError(f"the kernel did not begin the protocol within {INIT_WITHIN_S:g} s")
     offer = decode_init(os.read(descriptor, MIN_BUFFER_BYTES))
-    if Feature.DO_READDIRPLUS not in offer.agreed:
-        raise MountError("this kernel's FUSE is too old (READDIRPLUS came with Linux 3.9)")
+    if Feature.NO_OPENDIR_SUPPORT not in offer.features:
+        raise MountError("this kernel's FUSE is too old: Linux 5.1 is needed")
     os.write(descriptor, encode_init_reply(offer))
     return Connection(descriptor, offer.agreed, Feature.HAS_RESEND in offer.features)
 

@@ -1,22 +1,14 @@
 """FUSE requests answered from an ``ImageTree``.
 
-An exception other than ``FUSEError`` that leaves a handler ends the mount, and a reader
-whose request is never answered cannot be killed. So every handler runs inside ``_answered``,
-which has a deadline and lets nothing but ``FUSEError`` out.
-
-Nothing is kept per open file or looked-up name: a file handle is the node's id, and
-"forget" needs no answer.
+Nothing is kept per open file or looked-up name: a node's number says all. So OPEN and OPENDIR are
+answered with ``ENOSYS``, once, and the kernel opens by itself from there on.
 """
 
 import errno
-import functools
 import logging
-import os
 import stat
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Concatenate, ParamSpec, TypeVar
+from collections.abc import Mapping
 
-import pyfuse3
 import trio
 
 from lazyfs.errors import (
@@ -28,12 +20,19 @@ from lazyfs.errors import (
     SourceUnavailableError,
 )
 from lazyfs.failurelog import FailureLog
-from lazyfs.fuse.adoption import Adoptable
-from lazyfs.fuse.askers import Askers
-from lazyfs.fuse.attributes import absent_entry, bare_entry, entry_attributes
+from lazyfs.fuse import replies
 from lazyfs.fuse.counters import Counters
-from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, errno_of, first_cause
+from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, ErrnoError, errno_of, first_cause
 from lazyfs.fuse.lateness import Lateness, LateRead
+from lazyfs.fuse.protocol import Opcode
+from lazyfs.fuse.requests import (
+    ReadRequest,
+    decode_getxattr,
+    decode_listxattr,
+    decode_name,
+    decode_read,
+)
+from lazyfs.fuse.server import Answer, Handler
 from lazyfs.interfaces import ImageTree
 from lazyfs.model import ByteRange, DirectoryEntry, NodeId
 
@@ -42,9 +41,6 @@ DEADLINE_SLACK_S = 2.0
 
 LISTING_SHARE = 0.5
 """Part of its deadline that a listing may go on for once it has something to hand out."""
-
-BLOCK_SIZE_BYTES = 4096
-NAME_MAX = 255
 
 POSITION_AFTER_DOT = 1
 POSITION_AFTER_DOTDOT = 2
@@ -55,60 +51,9 @@ UNKNOWN_INODE = 0xFFFF_FFFF
 
 log = logging.getLogger(__name__)
 
-_Arguments = ParamSpec("_Arguments")
-_Answer = TypeVar("_Answer")
-_Handler = Callable[
-    Concatenate["ImageOperations", int, _Arguments], Coroutine[object, object, _Answer]
-]
 
-
-def _answered(method: _Handler[_Arguments, _Answer]) -> _Handler[_Arguments, _Answer]:
-    """Give a handler its deadline, its counter and its last line of defence."""
-    operation = method.__name__
-
-    @functools.wraps(method)
-    async def handler(
-        self: "ImageOperations",
-        node: int,
-        /,
-        *args: _Arguments.args,
-        **kwargs: _Arguments.kwargs,
-    ) -> _Answer:
-        began_s = trio.current_time()
-        gone = False
-        counters = self.counters
-        counters.operations[operation] += 1
-        counters.last = request = counters.last + 1
-        counters.began[request] = began_s
-        try:
-            with trio.move_on_after(self.deadline_s) as scope:
-                if args and isinstance(asker := args[-1], pyfuse3.RequestContext):
-                    self.askers.begin(scope, asker.pid)
-                try:
-                    return await method(self, node, *args, **kwargs)
-                finally:
-                    gone = self.askers.end(scope)
-            failure: Exception = DeadlineExceededError(f"no answer within {self.deadline_s:g} s")
-        except pyfuse3.FUSEError:
-            raise
-        except Exception as error:  # noqa: BLE001 - one that got out would end the mount
-            failure = first_cause(error)
-        finally:
-            del counters.began[request]
-        if gone:
-            raise pyfuse3.FUSEError(errno.EINTR)  # to nobody: the process is being killed
-        raise self.answer_to(operation, NodeId(node), self._or_late(failure, began_s)) from failure
-
-    return handler
-
-
-class ImageOperations(Adoptable):
+class ImageOperations:
     """Serves one tree, read-only."""
-
-    supports_dot_lookup = True
-    """A node's number says all, so the kernel may come with a file handle from long ago."""
-    enable_writeback_cache = False
-    enable_acl = True  # the kernel then obeys the image's ACLs, as with its own file systems
 
     def __init__(
         self,
@@ -125,12 +70,21 @@ class ImageOperations(Adoptable):
             size_bytes: what ``statfs`` gives as the size of the file system.
             timeout_errno: what a request gets that has waited in vain.
         """
-        super().__init__()
         self.counters = Counters()
-        self.askers = Askers()
         self.deadline_s = timeout_s + DEADLINE_SLACK_S if timeout_s else float("inf")
-        self.usable = trio.Event()
-        """Set when the kernel and we have agreed on the protocol."""
+        self.handlers: Mapping[int, Handler] = {
+            Opcode.LOOKUP: self._on_lookup,
+            Opcode.GETATTR: self._on_getattr,
+            Opcode.READLINK: self._on_readlink,
+            Opcode.READ: self._on_read,
+            Opcode.STATFS: self._on_statfs,
+            Opcode.GETXATTR: self._on_getxattr,
+            Opcode.LISTXATTR: self._on_listxattr,
+            Opcode.READDIR: self._on_readdir,
+            Opcode.READDIRPLUS: self._on_readdirplus,
+        }
+        if tree.grows:  # its listings are not to be remembered
+            self.handlers |= {Opcode.OPENDIR: _opened, Opcode.RELEASEDIR: _released}
         self._tree = tree
         self._size_bytes = size_bytes
         self._timeout_s = timeout_s
@@ -138,27 +92,14 @@ class ImageOperations(Adoptable):
         self._failures = FailureLog()
         self._lateness = Lateness()
 
-    def _or_late(self, failure: Exception, began_s: float) -> Exception:
-        """The failure of a request; that its time is over, if it is, whatever ended it."""
-        late = 0 < self._timeout_s <= trio.current_time() - began_s
-        if late and isinstance(failure, SourceUnavailableError):
-            return DeadlineExceededError(str(failure))
-        return failure
-
-    def init(self) -> None:
-        """Called once, before the first request."""
-        super().init()
-        self.usable.set()
-
-    def answer_to(self, operation: str, node: NodeId, error: Exception) -> pyfuse3.FUSEError:
+    def errno_for(self, operation: str, node: NodeId, error: Exception, began_s: float) -> int:
         """What a reader gets for ``error``; it is logged and counted, unless it is ordinary."""
-        if isinstance(error, pyfuse3.FUSEError):
-            return error
+        error = self._or_late(error, began_s)
         number = errno_of(error)
         if isinstance(error, DeadlineExceededError):
             number = self._timeout_errno
         if isinstance(error, ORDINARY_ANSWERS):
-            return pyfuse3.FUSEError(number)
+            return number
         name = errno.errorcode.get(number, str(number))
         self.counters.failures[name] += 1
         what = f"{type(error).__name__}: {error}"
@@ -169,124 +110,114 @@ class ImageOperations(Adoptable):
             message = "%s of node %d failed with %s: %s%s"
             fields = {"event": "request_failed", "operation": operation, "errno": name}
             log.error(message, operation, node, name, what, more, exc_info=bug, extra=fields)
-        return pyfuse3.FUSEError(number)
+        return number
 
-    @_answered
-    async def lookup(
-        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
-        """Find a name; that it is not there is also an answer to keep."""
-        if len(name) > NAME_MAX:  # the kernel's limit for FUSE is higher
-            raise pyfuse3.FUSEError(errno.ENAMETOOLONG)
+    def _or_late(self, failure: Exception, began_s: float) -> Exception:
+        """The failure of a request; that its time is over, if it is, whatever ended it."""
+        if isinstance(failure, SourceUnavailableError) and self._is_late(began_s):
+            return DeadlineExceededError(str(failure))
+        return failure
+
+    def _is_late(self, began_s: float) -> bool:
+        return 0 < self._timeout_s <= trio.current_time() - began_s
+
+    async def _on_lookup(self, parent: NodeId, request: bytes) -> Answer:
+        """Find a name; that it is not there is also an answer to keep.
+
+        "." and ".." come from who has nothing but a file handle.
+        """
+        name = decode_name(request)
+        if len(name) > replies.NAME_MAX:  # the kernel's limit for FUSE is higher
+            raise ErrnoError(errno.ENAMETOOLONG)
+        tree = self._tree
         try:
-            node = await self._lookup(NodeId(parent_inode), name)
+            if name == b".":
+                node = parent
+            elif name == b"..":
+                node = await tree.parent(parent)
+            else:
+                node = await tree.lookup(parent, name)
         except NotYetThereError:
             raise  # ENOENT, which the kernel does not remember
         except NoSuchEntryError:
-            return absent_entry()
-        return entry_attributes(node, await self._tree.attributes(node))
+            return replies.ABSENT_ENTRY
+        return replies.encode_entry(node, await tree.attributes(node))
 
-    async def _lookup(self, parent: NodeId, name: bytes) -> NodeId:
-        """A name in a directory; "." and ".." come from who has nothing but a file handle."""
-        if name == b".":
-            return parent
-        if name == b"..":
-            return await self._tree.parent(parent)
-        return await self._tree.lookup(parent, name)
+    async def _on_getattr(self, node: NodeId, _: bytes) -> Answer:
+        return replies.encode_attributes(node, await self._tree.attributes(node))
 
-    @_answered
-    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        """Give the attributes of a node."""
-        node = NodeId(inode)
-        return entry_attributes(node, await self._tree.attributes(node))
+    async def _on_readlink(self, node: NodeId, _: bytes) -> Answer:
+        return await self._tree.link_target(node)
 
-    @_answered
-    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        """Give the target of a symbolic link."""
-        return bytes(await self._tree.link_target(NodeId(inode)))
-
-    @_answered
-    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Open for reading; pages that the kernel has stay good."""
-        if flags & os.O_ACCMODE != os.O_RDONLY:
-            raise pyfuse3.FUSEError(errno.EROFS)
-        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
-
-    @_answered
-    async def read(self, fh: int, off: int, size: int) -> bytes:
+    async def _on_read(self, node: NodeId, request: bytes) -> Answer:
         """Give file data; short only at the end of the file."""
-        node, where = NodeId(fh), ByteRange(off, size)
+        where = ByteRange(*decode_read(request))
         began_s = trio.current_time()
         if (late := self._lateness.error(node, where, began_s)) is not None:
             raise type(late)(*late.args)  # anew: a traceback grows with each raise
+        counters = self.counters
         try:
-            data = await self._tree.read(node, off, size)
+            data = await self._tree.read(node, *where)
         except (LazyfsError, trio.Cancelled) as error:
             now_s = trio.current_time()
-            failure: Exception
-            if isinstance(error, trio.Cancelled):
-                failure = DeadlineExceededError("no answer a moment ago")
-            else:
+            counters.read_s.observe(now_s - began_s)
+            if isinstance(error, LazyfsError):
                 failure = self._or_late(error, began_s)
-            self._lateness.note(LateRead(node, where, failure), now_s - began_s, now_s)
-            self.counters.read_s.observe(now_s - began_s)
+                self._lateness.note(LateRead(node, where, failure), now_s - began_s, now_s)
+            elif self._is_late(began_s):  # and not killed
+                failure = DeadlineExceededError("no answer a moment ago")
+                self._lateness.note(LateRead(node, where, failure), now_s - began_s, now_s)
             raise
-        counters = self.counters
         counters.read_bytes += len(data)
         counters.read_s.observe(trio.current_time() - began_s)
         return data
 
-    @_answered
-    async def flush(self, fh: int) -> None:
-        """Nothing to flush: after the first ENOSYS the kernel asks no more."""
-        raise pyfuse3.FUSEError(errno.ENOSYS)
+    async def _on_statfs(self, _node: NodeId, _request: bytes) -> Answer:
+        return replies.encode_statfs(self._size_bytes)
 
-    @_answered
-    async def release(self, fh: int) -> None:
-        """Nothing is kept for an open file."""
+    async def _on_getxattr(self, node: NodeId, request: bytes) -> Answer:
+        size, name = decode_getxattr(request)
+        xattrs = await self._tree.xattrs(node)
+        if name not in xattrs:
+            raise ErrnoError(errno.ENODATA)
+        return _sized(xattrs[name], size)
 
-    @_answered
-    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        """Open for listing."""
-        return inode
+    async def _on_listxattr(self, node: NodeId, request: bytes) -> Answer:
+        size, _ = decode_listxattr(request)
+        names = await self._tree.xattrs(node)
+        return _sized(b"".join([name + b"\0" for name in names]), size)
 
-    @_answered
-    async def releasedir(self, fh: int) -> None:
-        """Nothing is kept for an open directory."""
+    async def _on_readdir(self, directory: NodeId, request: bytes) -> Answer:
+        return await self._list(directory, decode_read(request), plus=False)
 
-    @_answered
-    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """Fill the kernel's buffer with names and attributes from a position on."""
-        directory = NodeId(fh)
-        position = start_id
-        if position < POSITION_AFTER_DOT:
-            dot = bare_entry(directory, stat.S_IFDIR)
-            if not pyfuse3.readdir_reply(token, b".", dot, POSITION_AFTER_DOT):
-                return
-            position = POSITION_AFTER_DOT
-        if position < POSITION_AFTER_DOTDOT:
-            dotdot = bare_entry(NodeId(UNKNOWN_INODE), stat.S_IFDIR)
-            if not pyfuse3.readdir_reply(token, b"..", dotdot, POSITION_AFTER_DOTDOT):
-                return
-            position = POSITION_AFTER_DOTDOT
-        await self._list(directory, position - POSITION_AFTER_DOTDOT, token)
+    async def _on_readdirplus(self, directory: NodeId, request: bytes) -> Answer:
+        return await self._list(directory, decode_read(request), plus=True)
 
-    async def _list(self, directory: NodeId, start: int, token: pyfuse3.ReaddirToken) -> None:
-        """Put entries from the tree's position ``start`` into the kernel's buffer.
+    async def _list(self, directory: NodeId, wanted: ReadRequest, *, plus: bool) -> Answer:
+        """Names from a position on, as many as there is room for.
 
-        Once an entry is in, neither an error nor lack of time loses it: the listing stops
-        there, and the next request meets the trouble as its first entry.
+        Once one is in, neither an error nor lack of time loses it: the listing stops there, and
+        the next request meets the trouble as its first entry.
         """
+        listing = replies.Listing(wanted.size, plus=plus)
+        position = wanted.offset
+        if position < POSITION_AFTER_DOT:
+            listing.add(b".", directory, stat.S_IFDIR, POSITION_AFTER_DOT)
+        if position < POSITION_AFTER_DOTDOT:
+            listing.add(b"..", UNKNOWN_INODE, stat.S_IFDIR, POSITION_AFTER_DOTDOT)
+        start = max(0, position - POSITION_AFTER_DOTDOT)
         listed = False
         with trio.CancelScope() as patience:
             try:
                 while entries := await self._tree.entries(directory, start):
                     for entry in entries:
-                        shown = await self._listed_attributes(entry)
+                        shown = await self._listed_entry(entry) if plus else replies.NO_ENTRY
                         start = entry.next_position
                         position = start + POSITION_AFTER_DOTDOT
-                        if not pyfuse3.readdir_reply(token, bytes(entry.name), shown, position):
-                            return
+                        if not listing.add(
+                            entry.name, entry.node, entry.file_type, position, shown
+                        ):
+                            return listing.buffer
                         if not listed:
                             listed = True
                             patience.deadline = (
@@ -295,49 +226,42 @@ class ImageOperations(Adoptable):
             except Exception:
                 if not listed:
                     raise
+        return listing.buffer
 
-    async def _listed_attributes(self, entry: DirectoryEntry) -> pyfuse3.EntryAttributes:
+    async def _listed_entry(self, entry: DirectoryEntry) -> bytes:
         """What a listing tells the kernel about an entry; a broken inode costs only itself.
 
-        Only an error of the image itself gives a stand-in. After any other the kernel may
-        know the inode already, and a stand-in would empty a file that is in use.
-
-        The kernel is to look up a directory before it goes in: only a lookup sees that a
-        broken image has it in several places.
+        The kernel is to look up a directory before it goes in: only a lookup sees that a broken
+        image has it in several places.
         """
+        if entry.file_type == stat.S_IFDIR:
+            return replies.NO_ENTRY
         try:
             attributes = await self._tree.attributes(entry.node)
-            shown = entry_attributes(entry.node, attributes)
+            if stat.S_IFMT(attributes.mode) == entry.file_type:
+                return replies.encode_entry(entry.node, attributes)
         except Exception as error:
-            if isinstance(first_cause(error), ImageFormatError | OverflowError):
-                return bare_entry(entry.node, entry.file_type)
-            raise
-        if stat.S_ISDIR(attributes.mode) or stat.S_IFMT(attributes.mode) != entry.file_type:
-            shown.entry_timeout = 0
-        return shown
+            if not isinstance(first_cause(error), ImageFormatError):
+                raise
+        return replies.NO_ENTRY
 
-    @_answered
-    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
-        """Give one extended attribute."""
-        xattrs = await self._tree.xattrs(NodeId(inode))
-        if name not in xattrs:
-            raise pyfuse3.FUSEError(errno.ENODATA)
-        return bytes(xattrs[name])
 
-    @_answered
-    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
-        """Give the names of the extended attributes."""
-        return [bytes(name) for name in await self._tree.xattrs(NodeId(inode))]
+async def _opened(_node: NodeId, _request: bytes) -> Answer:
+    return replies.OPEN_OUT
 
-    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """Give the size of the file system, which is full."""
-        self.counters.operations["statfs"] += 1
-        figures = pyfuse3.StatvfsData()
-        figures.f_bsize = BLOCK_SIZE_BYTES
-        figures.f_frsize = BLOCK_SIZE_BYTES
-        figures.f_blocks = -(-self._size_bytes // BLOCK_SIZE_BYTES)
-        figures.f_namemax = NAME_MAX
-        return figures
 
-    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        """Nothing is kept for a name that the kernel knows."""
+async def _released(_node: NodeId, _request: bytes) -> Answer:
+    return b""
+
+
+def _sized(value: bytes, size: int) -> Answer:
+    """A value, if there is room for it, or its length.
+
+    Raises:
+        ErrnoError: there is none.
+    """
+    if size == 0:
+        return replies.encode_length(len(value))
+    if len(value) > size:
+        raise ErrnoError(errno.ERANGE)
+    return value

@@ -1,13 +1,11 @@
-"""The few messages of the FUSE protocol that lazyfs itself writes and reads (linux/fuse.h).
+"""The FUSE protocol: heads of messages, operations, and how a connection begins (linux/fuse.h).
 
-libfuse speaks for us once a mount is served. What it cannot do is begin one with our choice of
-features, and take over one that another process began.
+What requests say besides is in ``requests.py``, what is answered in ``replies.py``.
 """
 
 import enum
 import struct
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from lazyfs.errors import MountError
 
@@ -30,18 +28,11 @@ MIN_BUFFER_BYTES = 8192
 
 MAJOR = 7
 MINOR = 31
-"""The version that we agree on: all that we ask for is in it, and libfuse knows it since 3.10."""
-
-MINOR_WITHOUT_SPLICE = 13
-"""The version that libfuse is told. Below 14 it does not splice requests through a pipe, which
-would cost more system calls for each; what we use of the protocol is the same in both."""
+"""The version that we agree on: all that we ask for is in it."""
 
 NOTIFY_RESEND = 7
 UNIQUE_RESENT = 1 << 63
 """Set by the kernel in the number of a request that it sends again."""
-STATFS_OPCODE = 17
-INIT_OPCODE = 26
-ROOT = 1
 
 MAX_BACKGROUND = 512
 """Reads of pages that may be under way. One layer whose registry does not answer may hold hundreds,
@@ -55,6 +46,69 @@ MAX_WRITE_BYTES = 4096
 """The least there is: nothing is ever written, and buffers for requests may stay small."""
 
 
+class Opcode(enum.IntEnum):
+    """``fuse_opcode``: what the kernel asks for."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    CREATE = 35
+    INTERRUPT = 36
+    DESTROY = 38
+    BATCH_FORGET = 42
+    FALLOCATE = 43
+    READDIRPLUS = 44
+    RENAME2 = 45
+    COPY_FILE_RANGE = 47
+    TMPFILE = 51
+
+
+CHANGES = frozenset(
+    (
+        Opcode.SETATTR,
+        Opcode.SYMLINK,
+        Opcode.MKNOD,
+        Opcode.MKDIR,
+        Opcode.UNLINK,
+        Opcode.RMDIR,
+        Opcode.RENAME,
+        Opcode.LINK,
+        Opcode.WRITE,
+        Opcode.SETXATTR,
+        Opcode.REMOVEXATTR,
+        Opcode.CREATE,
+        Opcode.FALLOCATE,
+        Opcode.RENAME2,
+        Opcode.COPY_FILE_RANGE,
+        Opcode.TMPFILE,
+    )
+)
+"""What a read-only file system answers with ``EROFS``, if the kernel asks at all."""
+
+
 class Feature(enum.IntFlag):
     """Bits of INIT; ``lazyfs/fuse/README.md`` says why each is asked for, or not."""
 
@@ -66,6 +120,8 @@ class Feature(enum.IntFlag):
     POSIX_ACL = 1 << 20
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
+    NO_OPENDIR_SUPPORT = 1 << 24
+    """Only ever offered: ``ENOSYS`` to OPENDIR means that directories may be remembered."""
     INIT_EXT = 1 << 30
     HAS_RESEND = 1 << 39
     """Only ever offered: the kernel understands NOTIFY_RESEND (Linux 6.9)."""
@@ -99,15 +155,6 @@ class Offer:
         return self.features & WANTED
 
 
-class Reply(NamedTuple):
-    """The head of an answer."""
-
-    length: int
-    error: int
-    """Negative errno, or 0."""
-    unique: int
-
-
 def decode_init(request: bytes) -> Offer:
     """The kernel's offer.
 
@@ -118,7 +165,7 @@ def decode_init(request: bytes) -> Offer:
         raise MountError(f"a FUSE request of {len(request)} bytes where INIT should be")
     _, opcode, unique, *_ = IN_HEADER.unpack_from(request)
     major, minor, max_readahead, flags = _INIT_IN.unpack_from(request, IN_HEADER.size)
-    if opcode != INIT_OPCODE or major != MAJOR:
+    if opcode != Opcode.INIT or major != MAJOR:
         raise MountError(f"FUSE request {opcode} of version {major}, wanted INIT of version 7")
     extended = IN_HEADER.size + _INIT_IN.size
     if flags & Feature.INIT_EXT and len(request) >= extended + _INIT_IN_EXTENDED.size:
@@ -147,34 +194,6 @@ def encode_init_reply(offer: Offer) -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, offer.unique) + body
 
 
-def encode_request(opcode: int, unique: int, node: int, body: bytes = b"") -> bytes:
-    """A request as the kernel would send it."""
-    length = IN_HEADER.size + len(body)
-    return IN_HEADER.pack(length, opcode, unique, node, 0, 0, 0, 0, 0) + body
-
-
-def encode_init_for_libfuse(unique: int) -> bytes:
-    """An INIT that makes libfuse ready for a connection on which INIT has long been answered.
-
-    Without MAX_PAGES, so that it makes do with buffers of 132 KiB.
-    """
-    features = WANTED & ~Feature.MAX_PAGES
-    return encode_request(
-        INIT_OPCODE, unique, 0, _INIT_IN.pack(MAJOR, MINOR_WITHOUT_SPLICE, 0, features)
-    )
-
-
 def encode_resend() -> bytes:
     """Asks the kernel for all requests again that were read but not answered."""
     return OUT_HEADER.pack(OUT_HEADER.size, NOTIFY_RESEND, 0)
-
-
-def decode_reply(reply: bytes) -> Reply:
-    """The head of an answer.
-
-    Raises:
-        MountError: it is too short for one.
-    """
-    if len(reply) < OUT_HEADER.size:
-        raise MountError(f"a FUSE answer of {len(reply)} bytes")
-    return Reply(*OUT_HEADER.unpack_from(reply))

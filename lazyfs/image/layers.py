@@ -19,6 +19,8 @@ ROOT_MODE = stat.S_IFDIR | 0o555
 class LayersTree:
     """An ``ImageTree`` whose root has a directory for each layer: ``0`` is the bottom one."""
 
+    grows = False
+
     def __init__(self, layers: Sequence[ErofsLayer]) -> None:
         """Serve opened ``layers``, bottom layer first."""
         self._layers = layers

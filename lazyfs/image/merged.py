@@ -50,6 +50,8 @@ class _Seen:
 class MergedTree:
     """An ``ImageTree`` over a stack of layers."""
 
+    grows = False
+
     def __init__(self, layers: Sequence[ErofsLayer]) -> None:
         """Serve opened ``layers``, bottom layer first."""
         self._layers = layers

@@ -11,6 +11,8 @@ from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, Nid, NodeId
 class SingleTree:
     """An ``ImageTree`` over one image."""
 
+    grows = False
+
     def __init__(self, layer: ErofsLayer) -> None:
         """Serve an opened ``layer``."""
         self._layer = layer

@@ -68,10 +68,11 @@ class Starter(logging.Handler):
 
     async def wait_until_gone(self) -> None:
         """Return when the starter is gone; never, once the mount was reported ready."""
-        try:
-            await trio.lowlevel.wait_readable(self._socket)
-        except trio.ClosedResourceError:
-            await trio.sleep_forever()
+        if self._socket.fileno() != -1:
+            with contextlib.suppress(trio.ClosedResourceError):
+                await trio.lowlevel.wait_readable(self._socket)
+                return
+        await trio.sleep_forever()
 
     def ready(self) -> None:
         """Say that the mount is usable."""

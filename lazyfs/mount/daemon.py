@@ -21,10 +21,10 @@ from typing import NamedTuple
 import trio
 
 from lazyfs.errors import MountError
-from lazyfs.fuse import kernelmount, session
-from lazyfs.fuse.adoption import obstacle, request_again
+from lazyfs.fuse import kernelmount
 from lazyfs.fuse.errno_table import first_cause
 from lazyfs.fuse.operations import ImageOperations
+from lazyfs.fuse.server import Server
 from lazyfs.model import ROOT_NODE
 from lazyfs.mount import roles
 from lazyfs.mount.answering import answer_all
@@ -37,7 +37,7 @@ from lazyfs.mount.options import AUTO, FUSE, KERNEL
 from lazyfs.mount.promotion import Promotion
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import RuntimeFolder
-from lazyfs.mount.tuning import raise_max_background, read_further_ahead
+from lazyfs.mount.tuning import read_further_ahead
 from lazyfs.store.layers import LayerFiles
 
 TIMEOUT_ERRNOS = {"eio": errno.EIO, "etimedout": errno.ETIMEDOUT}
@@ -81,27 +81,25 @@ async def serve_mount(
 
 
 async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], None]) -> None:
-    unkept = await obstacle()
     if life.taken_over:
         driver = Driver(life.state.driver or FUSE, life.state.driver_why or "")
     else:
-        driver = choose(life.options, image, unkept)
+        driver = choose(life.options, image)
     try:
-        await _serve_by(driver, life, image, unkept, on_ready)
+        await _serve_by(driver, life, image, on_ready)
     except Exception as error:
         failure = first_cause(error)
         if not isinstance(failure, KernelDriverError) or life.options.driver != AUTO:
             raise
         log.warning("%s; serving it by FUSE", failure)
         life.begin_anew()
-        await _serve_by(Driver(FUSE, str(failure)), life, image, unkept, on_ready)
+        await _serve_by(Driver(FUSE, str(failure)), life, image, on_ready)
 
 
 async def _serve_by(
     driver: Driver,
     life: Life,
     image: MountedImage,
-    unkept: str | None,
     on_ready: Callable[[], None],
 ) -> None:
     request = life.request
@@ -122,11 +120,14 @@ async def _serve_by(
     if not life.taken_over:
         _warn_of_notes(_layers(image))
 
-    async def announce() -> None:
-        await operations.usable.wait()
-        await attached.finish()
+    def announce() -> None:
         life.announce()
         on_ready()
+
+    async def finish() -> None:
+        if attached.finish is not None:
+            await attached.finish()
+            announce()
         if promotion is not None:
             await promotion.run(life.state.loops or {})
 
@@ -142,26 +143,26 @@ async def _serve_by(
         }
 
     scrapes = _open_metrics(life)
-    with (
-        _listening(request.folder) as listener,
-        (attached := await _attach(life, operations, image, files, unkept)).served,
-    ):
-        life.serving.set()
+    with _listening(request.folder) as listener:
+        attached = _attach(life, image, files)
+        server = Server(attached.device, operations)
+        life.server = server
         life.end = End.OVER
+        if attached.finish is None:
+            announce()  # before the first answer: who has one may count on it
         async with trio.open_nursery() as nursery:
             answers = {
                 "explain": lambda path: image.explain(os.fsencode(path)),
                 "reads": lambda _: image.reads(),
             }
             nursery.start_soon(answer_all, listener, document, answers)
-            nursery.start_soon(announce)
-            nursery.start_soon(operations.askers.watch)
+            nursery.start_soon(finish)
             if scrapes.listener is not None:
                 nursery.start_soon(_serve_metrics, scrapes.listener, life, image, operations)
             try:
-                await session.serve()
+                await server.serve()
             finally:
-                life.served = True
+                life.server = None
             nursery.cancel_scope.cancel()
 
 
@@ -212,44 +213,31 @@ async def _serve_metrics(
             leave(life.options.metrics)
 
 
-async def _complete() -> None:
-    """For a mount that has nothing left to be done."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Attachment:
-    """A connection between kernel and operations."""
+    """A connection to the kernel."""
 
-    served: contextlib.AbstractContextManager[None]
-    finish: Callable[[], Awaitable[None]] = _complete
+    device: int
+    finish: Callable[[], Awaitable[None]] | None = None
     """What is to be done once it is served; then the mount is in its place."""
 
 
-async def _attach(
-    life: Life,
-    operations: ImageOperations,
-    image: MountedImage,
-    files: LayerFiles | None,
-    unkept: str | None,
-) -> _Attachment:
-    """Connect kernel and operations, by the best way there is.
+def _attach(life: Life, image: MountedImage, files: LayerFiles | None) -> _Attachment:
+    """Mount, or take the mount over.
 
     Raises:
-        MountError: there is none.
+        MountError: it cannot be done.
     """
     request, options = life.request, life.options
     if life.device is not None:
         try:
-            request_again(life.device)
+            kernelmount.request_again(life.device)
         except OSError as error:
             raise MountError(f"the kernel does not hand the mount over: {error}") from error
-        return _Attachment(operations.adopted(life.device))
+        return _Attachment(life.device)
     choice = kernelmount.MountChoice(
         request.image, options.allow_other or os.geteuid() == 0, options.suid, options.dev
     )
-    if unkept is not None:
-        log.info("leaving the mount to libfuse: %s", unkept)
-        return _Attachment(_mounted_by_libfuse(life, operations, choice, unkept))
     if files is not None:
         connection, folder_mount = kernelmount.mount_apart(choice)
         life.device = connection.descriptor
@@ -258,13 +246,13 @@ async def _attach(
             life.on_loops(await stack(request, choice, files, folder_mount))
             life.made(image.pin, *_keep(life, connection))
 
-        return _Attachment(operations.adopted(connection.descriptor), finish)
+        return _Attachment(connection.descriptor, finish)
     connection = kernelmount.mount(request.mountpoint, choice)
     life.device = connection.descriptor
     life.made(image.pin, *_keep(life, connection))
     if life.state.device is not None:
         read_further_ahead(life.state.device)
-    return _Attachment(operations.adopted(connection.descriptor))
+    return _Attachment(connection.descriptor)
 
 
 def _keep(life: Life, connection: kernelmount.Connection) -> tuple[str | None, str | None]:
@@ -278,19 +266,6 @@ def _keep(life: Life, connection: kernelmount.Connection) -> tuple[str | None, s
     except MountError as error:
         return None, str(error)
     return life.keeper.name, None
-
-
-@contextlib.contextmanager
-def _mounted_by_libfuse(
-    life: Life, operations: ImageOperations, choice: kernelmount.MountChoice, because: str
-) -> Iterator[None]:
-    mountpoint = life.request.mountpoint
-    with session.mounted_by_libfuse(operations, mountpoint, choice, life.is_in_place):
-        life.made(None, None, because)
-        if life.state.device is not None:
-            read_further_ahead(life.state.device)
-            raise_max_background(life.state.device)
-        yield
 
 
 async def _reassure(keeper: Keeper | None) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from cache.directory import DirectoryStore
 from cache.errors import CacheError
 from lazyfs.errors import MountError
-from lazyfs.fuse.adoption import libfuse_version, obstacle
 from lazyfs.fuse.kernelmount import DEVICE
 from lazyfs.mount.census import census
 from lazyfs.mount.changes import left_changes
@@ -43,7 +42,7 @@ class Finding:
 
 async def examine() -> list[Finding]:
     """All findings, those about the machine first."""
-    findings = [_device(), _helper(), _kernel(), await _libfuse()]
+    findings = [_device(), _helper(), _kernel()]
     try:
         folder = base_folder()
     except MountError as error:
@@ -96,14 +95,6 @@ def _kernel() -> Finding:
         f"Linux {release} cannot send requests again, so mounts do "
         "not survive their daemon; 6.9 and later can",
     )
-
-
-async def _libfuse() -> Finding:
-    version = ".".join(str(part) for part in libfuse_version())
-    why = await obstacle()
-    if why is None:
-        return Finding(OK, "libfuse", f"{version} can take mounts over")
-    return Finding(WARNING, "libfuse", f"mounts do not survive their daemon: {why}")
 
 
 def _folders(base: Path, mounts: list[KnownMount]) -> Iterator[Finding]:

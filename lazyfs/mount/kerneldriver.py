@@ -42,20 +42,19 @@ class Driver(NamedTuple):
     why: str
 
 
-def choose(options: MountOptions, image: MountedImage, unkept: str | None) -> Driver:
+def choose(options: MountOptions, image: MountedImage) -> Driver:
     """The driver for an image.
 
     Args:
         options: what the user wants.
         image: what is to be mounted.
-        unkept: why libfuse has to make the mount, if it has to.
 
     Raises:
         MountError: the wanted one cannot be had.
     """
     if options.driver == FUSE:
         return Driver(FUSE, "as asked, or by default")
-    obstacle = _obstacle(options, image, unkept)
+    obstacle = _obstacle(options, image)
     if obstacle is None:
         why = "asked for" if options.driver == KERNEL else "root, and the kernel can mount EROFS"
         return Driver(KERNEL, why)
@@ -64,13 +63,11 @@ def choose(options: MountOptions, image: MountedImage, unkept: str | None) -> Dr
     return Driver(FUSE, f"the kernel driver cannot be used: {obstacle}")
 
 
-def _obstacle(options: MountOptions, image: MountedImage, unkept: str | None) -> str | None:
+def _obstacle(options: MountOptions, image: MountedImage) -> str | None:
     """Why the kernel driver cannot be used for an image; None if it may be tried."""
     files = image.layer_files
     if os.geteuid() != 0:
         return "only root may mount EROFS"
-    if unkept is not None:
-        return unkept
     if files is None:
         return "it has no layers"
     if options.layers:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import trio
 
 from lazyfs.errors import MountError
-from lazyfs.fuse import session
+from lazyfs.fuse.server import GRACE_S, Server
 from lazyfs.mount.keeper import Keeper
 from lazyfs.mount.loops import are_local
 from lazyfs.mount.mountinfo import current_mounts, top_mount
@@ -64,11 +64,10 @@ class Life:
         self.keeper = custody.keeper
         self.options = request.options
         self.end = End.UNBORN
-        self.serving = trio.Event()
-        self.served = False
-        """Whether serving has ended: libfuse's session must not be touched any more."""
+        self.server: Server | None = None
+        """While it serves."""
         self.device = custody.device
-        """Descriptor of the mount, unless libfuse has made it."""
+        """Descriptor of the mount, once there is one."""
         self.taken_over = custody.device is not None
         self.state = MountState(
             request.mountpoint,
@@ -124,8 +123,7 @@ class Life:
         """Forget a mount that did not come to be, to make another one."""
         if self.device is not None:
             os.close(self.device)
-        self.device, self.end, self.served = None, End.UNBORN, False
-        self.serving = trio.Event()
+        self.device, self.end, self.server = None, End.UNBORN, None
 
     def made(self, pin: str | None, kept_by: str | None, not_kept: str | None) -> None:
         """Note that there is a mount, and what is known about it."""
@@ -167,7 +165,7 @@ class Life:
 
     def _needed_because(self) -> str | None:
         """Why no other daemon could go on; None if one could."""
-        if not self.serving.is_set():
+        if self.server is None:
             return "not serving yet"
         survival = self.survival()
         return None if survival["survives"] else str(survival["why"])
@@ -187,9 +185,9 @@ class Life:
                 extra = {"event": "ending"}
                 log.info("ending: %s", signal.Signals(number).name, extra=extra)
                 await self._unmount()
-            if self.serving.is_set() and not self.served:  # unmounting alone may have ended it
-                session.stop_serving()
-                await trio.sleep(session.GRACE_S)
+            if self.server is not None:  # unmounting alone may have ended it
+                self.server.stop()
+                await trio.sleep(GRACE_S)
             everything.cancel()
             return
 

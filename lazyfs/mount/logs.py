@@ -22,7 +22,7 @@ FIELDS = (
 )
 """What a record may have besides its message; values are short and hold no secrets."""
 
-NOISY = ("httpcore", "httpx", "hpack", "pyfuse3")
+NOISY = ("httpcore", "httpx", "hpack")
 """Loggers of libraries that write each request, with all of its URL."""
 
 MILLISECONDS = 1000

@@ -26,7 +26,7 @@ FOLDER_MODE = stat.S_IFDIR | 0o555
 FILE_MODE = stat.S_IFREG | 0o444
 
 FIRST_NODE = 1 << 32
-"""Computed ids lie above all that FUSE and libfuse give a meaning of their own."""
+"""Computed ids lie above all that FUSE gives a meaning of its own."""
 
 Path = tuple[bytes, ...]
 
@@ -66,6 +66,7 @@ class FileTree:
         self._root = _Folder()
         self._nodes: dict[NodeId, _Folder | File] = {ROOT_NODE: self._root}
         self._look_again = look_again
+        self.grows = look_again is not _nothing_new
 
     def add(self, path: Path, file: File) -> bool:
         """Put a file at ``path``; False if there is one, which stays.

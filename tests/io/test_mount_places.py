@@ -120,7 +120,7 @@ def test_preparing_a_mountpoint(tmp_path):
 def test_mount_options_are_plain_ascii_without_commas():
     options = MountChoice(
         "erofs:/ä b,device=c\\d\n", allow_other=False, suid=True, dev=False
-    ).for_libfuse()
+    ).for_helper()
     assert options == {
         "fsname=lazyfs:erofs:/__b_device=c_d_",
         "subtype=lazyfs",
@@ -130,7 +130,7 @@ def test_mount_options_are_plain_ascii_without_commas():
     }
     [name] = [
         o
-        for o in MountChoice("x" * 9999, allow_other=True, suid=False, dev=False).for_libfuse()
+        for o in MountChoice("x" * 9999, allow_other=True, suid=False, dev=False).for_helper()
         if o.startswith("fsname=")
     ]
     assert len(name) < 300

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lazyfs.fuse.protocol import MAX_BACKGROUND
-from lazyfs.fuse.session import REQUESTS_AT_ONCE
+from lazyfs.fuse.server import WAITING_AT_ONCE
 from tests.support.converted import ConvertedImage, push_and_convert
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.lazy_mounts import LazyMount, mounted
@@ -130,7 +130,7 @@ def test_what_thousands_of_readers_cost_is_bounded(
         proxy.held = many.manifest["layers"][0]["digest"].encode()
         waiting = readers(mount, "many", MANY)
         wait_for_requests(mount, MAX_BACKGROUND)
-        assert mount.status()["fuse"]["in_flight"] <= REQUESTS_AT_ONCE
+        assert mount.status()["fuse"]["in_flight"] <= WAITING_AT_ONCE
         assert not os.path.lexists(mount.path / "absent")  # what is no read of pages gets through
         proxy.held = None
         samples = []

@@ -345,7 +345,7 @@ def test_a_starter_that_is_killed_takes_its_daemon_along(directory, tmp_path):
 
 @pytest.mark.parametrize("image", ["basic", "lingering"])
 def test_foreground(directory, image):
-    """Unmounting ends serving by itself: when it is done, libfuse's session may be gone."""
+    """Unmounting ends serving by itself, and what is left of it may take its time."""
     daemon = subprocess.Popen(
         [*PROGRAM, "mount", "--foreground", image, directory], stderr=subprocess.PIPE, text=True
     )

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_systemd import FakeSystemd, fake_systemd
+from tests.support.memory_tree import OLD_KERNEL_VARIABLE
 from tests.support.mounting import (
     COMMAND_WITHIN_S,
     PROGRAM,
@@ -177,11 +178,13 @@ def test_another_image_takes_the_place_of_the_kept_one(systemd: FakeSystemd, dir
     assert len(systemd.store) == 1
 
 
-def test_a_plain_mount_is_a_service_too(systemd: FakeSystemd, directory: Path, monkeypatch):
-    monkeypatch.setenv("LAZYFS_PLAIN_MOUNT", "1")
+def test_a_mount_on_an_old_kernel_is_a_service_too(
+    systemd: FakeSystemd, directory: Path, monkeypatch
+):
+    monkeypatch.setenv(OLD_KERNEL_VARIABLE, "1")
     start(systemd, directory)
     assert systemd.store == {}
-    assert survival(directory)["why"] == "LAZYFS_PLAIN_MOUNT is set"
+    assert "cannot send requests again" in survival(directory)["why"]
 
 
 def test_a_service_that_fails_says_why(systemd: FakeSystemd, directory: Path):

@@ -8,12 +8,9 @@ from hypothesis import strategies as st
 
 from lazyfs.errors import MountError
 from lazyfs.fuse.protocol import (
-    INIT_OPCODE,
     Feature,
-    Reply,
+    Opcode,
     decode_init,
-    decode_reply,
-    encode_init_for_libfuse,
     encode_init_reply,
     encode_resend,
 )
@@ -22,7 +19,7 @@ KERNEL_6_18 = 0x73FF_FFFB
 """The lower flags that this kernel offers, with INIT_EXT."""
 
 
-def init(flags: int, flags2: int | None, *, major: int = 7, opcode: int = INIT_OPCODE) -> bytes:
+def init(flags: int, flags2: int | None, *, major: int = 7, opcode: int = Opcode.INIT) -> bytes:
     body = struct.pack("=IIII", major, 45, 131072, flags)
     if flags2 is not None:
         body += struct.pack("=I44x", flags2)
@@ -64,13 +61,6 @@ def test_a_request_to_send_again():
     assert encode_resend() == struct.pack("=IiQ", 16, 7, 0)
 
 
-def test_libfuse_gets_an_init_that_it_understands():
-    offer = decode_init(encode_init_for_libfuse(5))
-    assert (offer.unique, offer.minor) == (5, 13)
-    assert Feature.DO_READDIRPLUS in offer.features
-    assert Feature.MAX_PAGES not in offer.features
-
-
 @pytest.mark.parametrize(
     "request_",
     [b"", b"x" * 55, init(0, None, major=8), init(0, None, opcode=1)],
@@ -78,12 +68,6 @@ def test_libfuse_gets_an_init_that_it_understands():
 def test_what_is_no_offer_is_refused(request_):
     with pytest.raises(MountError):
         decode_init(request_)
-
-
-def test_replies():
-    assert decode_reply(struct.pack("=IiQ", 16, -5, 9)) == Reply(16, -5, 9)
-    with pytest.raises(MountError):
-        decode_reply(b"short")
 
 
 @given(st.binary(max_size=200))

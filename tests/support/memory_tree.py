@@ -75,6 +75,8 @@ class Node:
 class MemoryTree:
     """A tree built by ``add``; counts its calls."""
 
+    grows = False
+
     def __init__(self, switches: Path | None = None) -> None:
         self.calls: Counter[str] = Counter()
         self.switches = switches
@@ -372,9 +374,26 @@ def be_impatient() -> bool:
     return True
 
 
+OLD_KERNEL_VARIABLE = "LAZYFS_TEST_OLD_KERNEL"
+
+
+def pretend_an_old_kernel() -> None:
+    """Be told nothing of RESEND, as before Linux 6.9, if a test wants that."""
+    if OLD_KERNEL_VARIABLE not in os.environ:
+        return
+    from lazyfs.fuse import kernelmount, protocol
+
+    def decode_init(request: bytes) -> protocol.Offer:
+        offer = protocol.decode_init(request)
+        return dataclasses.replace(offer, features=offer.features & ~protocol.Feature.HAS_RESEND)
+
+    vars(kernelmount)["decode_init"] = decode_init
+
+
 def main() -> int:
     """Be ``lazyfs``, or its daemon, or its supervisor."""
     impatient = be_impatient()
+    pretend_an_old_kernel()
     if sys.argv[1:2] == ["--supervisor"]:
         from lazyfs.mount import supervisor
 

@@ -1,0 +1,142 @@
+"""What is answered (linux/fuse.h): ``fuse_…_out``, ``fuse_attr``, ``fuse_dirent``.
+
+The image never changes, so the kernel may keep entries and attributes for ever; that is what
+makes a warm mount fast.
+"""
+
+import struct
+from typing import Final
+
+from lazyfs.errors import ImageFormatError
+from lazyfs.model import Attributes, NodeId
+
+FOREVER_S: Final = 0xFFFF_FFFF
+"""Until when the kernel may keep what it was told: 136 years."""
+
+BLOCK_BYTES: Final = 4096
+NAME_MAX: Final = 255
+
+_ATTR = "QQQQQQIIIIIIIIII"
+"""``fuse_attr``: ino, size, blocks, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode,
+nlink, uid, gid, rdev, blksize, flags."""
+
+_ENTRY_OUT = struct.Struct(f"=QQQQII{_ATTR}")
+"""``fuse_entry_out``: nodeid, generation, entry_valid, attr_valid, entry_valid_nsec,
+attr_valid_nsec, attr."""
+
+_ATTR_OUT = struct.Struct(f"=QII{_ATTR}")
+"""``fuse_attr_out``: attr_valid, attr_valid_nsec, dummy, attr."""
+
+_KSTATFS = struct.Struct("=QQQQQIIII24x")
+"""``fuse_kstatfs``: blocks, bfree, bavail, files, ffree, bsize, namelen, frsize, padding, spare."""
+
+_GETXATTR_OUT = struct.Struct("=I4x")
+"""``fuse_getxattr_out``: size, padding."""
+
+_DIRENT = struct.Struct("=QQII")
+"""``fuse_dirent``: ino, off, namelen, type. The name follows, up to a multiple of 8 bytes."""
+
+OPEN_OUT: Final = bytes(16)
+"""``fuse_open_out``: fh, open_flags, backing_id, none of which we need."""
+
+NO_ENTRY: Final = bytes(_ENTRY_OUT.size)
+"""In a listing: without attributes. The kernel looks the name up when somebody wants them."""
+
+ABSENT_ENTRY: Final = _ENTRY_OUT.pack(0, 0, FOREVER_S, *bytes(19))
+"""That a name does not exist, as the kernel remembers it (``ENOENT`` it would forget)."""
+
+_U32 = 0xFFFF_FFFF
+_U64 = 0xFFFF_FFFF_FFFF_FFFF
+
+
+def encode_entry(node: NodeId, attributes: Attributes) -> bytes:
+    """What the kernel keeps for ever about a name and what it leads to.
+
+    Raises:
+        ImageFormatError: a value does not fit.
+    """
+    try:
+        return _ENTRY_OUT.pack(node, 0, FOREVER_S, FOREVER_S, 0, 0, *_attr(node, attributes))
+    except struct.error as error:
+        raise ImageFormatError(f"node {node}: {error} in {attributes}") from error
+
+
+def encode_attributes(node: NodeId, attributes: Attributes) -> bytes:
+    """What the kernel keeps for ever about a node.
+
+    Raises:
+        ImageFormatError: a value does not fit.
+    """
+    try:
+        return _ATTR_OUT.pack(FOREVER_S, 0, 0, *_attr(node, attributes))
+    except struct.error as error:
+        raise ImageFormatError(f"node {node}: {error} in {attributes}") from error
+
+
+def _attr(node: NodeId, found: Attributes) -> tuple[int, ...]:
+    time_s = found.mtime_s & _U64  # the kernel takes it for signed again
+    return (
+        node,
+        found.size_bytes,
+        found.blocks_512,
+        time_s,
+        time_s,
+        time_s,
+        found.mtime_ns,
+        found.mtime_ns,
+        found.mtime_ns,
+        found.mode,
+        found.nlink & _U32,
+        found.uid,
+        found.gid,
+        encode_device(found.rdev_major, found.rdev_minor),
+        BLOCK_BYTES,
+        0,
+    )
+
+
+def encode_device(major: int, minor: int) -> int:
+    """A device number as the kernel tells it (``new_encode_dev`` in linux/kdev_t.h)."""
+    return (minor & 0xFF) | (major << 8) | ((minor & ~0xFF) << 12)
+
+
+def encode_statfs(size_bytes: int) -> bytes:
+    """A file system of that size, which is full."""
+    blocks = -(-size_bytes // BLOCK_BYTES)
+    return _KSTATFS.pack(blocks, 0, 0, 0, 0, BLOCK_BYTES, NAME_MAX, BLOCK_BYTES, 0)
+
+
+def encode_length(length: int) -> bytes:
+    """The length of an extended attribute, or of all names, for who wants to know only that."""
+    return _GETXATTR_OUT.pack(length)
+
+
+class Listing:
+    """The answer to READDIR or, with attributes, to READDIRPLUS."""
+
+    def __init__(self, size: int, *, plus: bool) -> None:
+        """Begin one of at most ``size`` bytes."""
+        self.buffer = bytearray()
+        self._size = size
+        self._plus = plus
+
+    def add(
+        self, name: bytes, node: int, file_type: int, position: int, entry: bytes = NO_ENTRY
+    ) -> bool:
+        """Add a name; False if there is no room left for it.
+
+        Args:
+            name: without a slash.
+            node: its inode number.
+            file_type: the ``S_IFMT`` bits; 0: not known.
+            position: where a listing goes on behind it.
+            entry: what ``encode_entry`` gave, if it is listed with attributes.
+        """
+        buffer = self.buffer
+        head = _DIRENT.pack(node, position, len(name), file_type >> 12)
+        padding = bytes(-len(name) % 8)
+        record = b"".join((entry, head, name, padding) if self._plus else (head, name, padding))
+        if len(buffer) + len(record) > self._size:
+            return False
+        buffer += record
+        return True
