@@ -13,9 +13,9 @@ LOCK := $(BIN)/pip-compile --quiet --generate-hashes --no-emit-index-url --no-em
 	--no-emit-options --strip-extras --no-header --allow-unsafe
 
 # What building and running lazyfs needs, and what the tests and benchmarks need besides.
-PACKAGES := python3-venv python3-dev gcc libc6-dev pkg-config libfuse3-dev fuse3
+PACKAGES := python3-venv fuse3
 TEST_PACKAGES := docker-registry skopeo umoci crun fuse-overlayfs busybox-static erofs-utils e2fsprogs cryptsetup-bin \
-	zstd debootstrap attr acl systemd curl containerd runc
+	zstd debootstrap attr acl systemd curl containerd runc gcc libc6-dev
 
 # Packages of $(1) that dpkg does not have are installed; nothing is asked when all are there.
 install = missing=$$(for name in $(1); do \
@@ -40,10 +40,10 @@ test-packages: packages
 .PHONY: venv
 venv: packages $(VENV)/.installed ## build .venv with the command .venv/bin/lazyfs
 
-$(VENV)/.installed: requirements/pip.txt requirements/build.txt requirements/dev.txt pyproject.toml | packages
+$(VENV)/.installed: requirements/pip.txt requirements/dev.txt pyproject.toml | packages
 	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/pip.txt
-	$(BIN)/python -m pip install --quiet --require-hashes --build-constraint requirements/build.txt \
+	$(BIN)/python -m pip install --quiet --require-hashes --only-binary :all: \
 		-r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
@@ -104,7 +104,6 @@ bench-convert: venv test-packages ## compare a conversion with the same work by 
 .PHONY: lock
 lock: venv ## resolve the versions of all requirements anew
 	$(LOCK) --extra containerd -o requirements/dev.txt pyproject.toml requirements/dev.in
-	$(LOCK) -o requirements/build.txt requirements/build.in
 	$(LOCK) -o requirements/pip.txt requirements/pip.in
 
 .PHONY: proto
