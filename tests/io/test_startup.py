@@ -11,7 +11,7 @@ from tests.support.tiny_image import write_layout
 
 ROOT = Path(__file__).parents[2]
 
-LIBRARIES = {"trio", "httpx", "httpcore", "pyfuse3", "rich", "grpc", "lz4", "zstandard"}
+LIBRARIES = {"trio", "httpx", "httpcore", "rich", "grpc", "lz4", "zstandard"}
 HTTP = {"httpx", "httpcore", "h11"}
 
 
