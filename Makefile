@@ -94,7 +94,15 @@ format: venv ## bring the sources into shape
 	$(BIN)/ruff check --fix .
 
 .PHONY: bench
-bench: venv test-packages ## compare with the kernel's EROFS and with a full pull (some minutes)
+bench: venv test-packages ## cold starts over two kinds of lines beside full pulls and peers (5 minutes)
+	$(BIN)/python -m benchmarks.matrix --short
+
+.PHONY: bench-full
+bench-full: venv test-packages ## the whole matrix (hours; BENCH_ARGS picks: see benchmarks/README.md)
+	$(BIN)/python -m benchmarks.matrix --plot docs/matrix.svg $(BENCH_ARGS)
+
+.PHONY: bench-local
+bench-local: venv test-packages ## mounts, reads, memory beside the kernel's EROFS and an unpacked folder (some minutes)
 	$(BIN)/python -m benchmarks
 
 .PHONY: bench-convert

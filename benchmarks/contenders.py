@@ -96,10 +96,11 @@ class Lazyfs(Contender):
         verify: str = "always",
         reads_only: bool = False,
         driver: str = "fuse",
+        options: Sequence[str] = (),
     ) -> None:
         super().__init__(name, folder)
         self._image = image
-        self._options = ("--verify", verify, "--driver", driver)
+        self._options = ("--verify", verify, "--driver", driver, *options)
         self._reads_only = reads_only
         self._caches = {
             State.COLD: self.folder / "cold-cache",

@@ -1,6 +1,7 @@
 """Tables of what was measured: for the terminal, as Markdown, as JSON."""
 
 import json
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -205,3 +206,9 @@ def as_json(samples: Samples, machine: Mapping[str, object]) -> str:
     """Everything, for other programs."""
     document = {"machine": machine, "samples": [asdict(sample) for sample in samples]}
     return json.dumps(document, indent=1)
+
+
+if __name__ == "__main__":
+    from benchmarks.matrix.report import main  # which has its tables from here
+
+    sys.exit(main())

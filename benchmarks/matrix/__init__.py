@@ -1,0 +1,1 @@
+"""Starts over lines of several kinds, beside peers: ``python -m benchmarks.matrix``."""
