@@ -56,6 +56,9 @@ REMOVED_AT_ONCE: Final = 256
 MAX_UNREADABLE: Final = 4096
 """Chunks on bad blocks that are remembered, so that the next ``put`` replaces them."""
 
+PAGE_BYTES: Final = 4096
+"""The least that is in the page cache or not."""
+
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _READ_CHUNK: Final = _READ | os.O_NOATIME
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -458,9 +461,9 @@ def _is_at_hand(descriptor: int, offset: int, length: int) -> bool:
 
     If not, the kernel begins to read them. File systems that cannot tell say no.
     """
-    byte = bytearray(1)
+    byte, last = bytearray(1), offset + length - 1
     try:
-        for place in (offset, offset + length - 1):
+        for place in (offset, last) if offset // PAGE_BYTES != last // PAGE_BYTES else (offset,):
             if length and not os.preadv(descriptor, [byte], place, os.RWF_NOWAIT):
                 return False
     except OSError:

@@ -111,8 +111,10 @@ class VerityLayer(StoredLayer):
         if data is None:
             return None
         if macs is not None:
-            return _cut(data, span, offset, length) if self._is_known(span, data, macs) else None
-        macs = self._macs_if_right(span, data, self._hashes.tree.digests(*self._blocks(span)))
+            known = self._is_known(span, granules, data, macs)
+            return _cut(data, span, offset, length) if known else None
+        wanted = self._hashes.tree.digests(*self._blocks(span))
+        macs = self._macs_if_right(span, granules, data, wanted)
         if macs is None:
             return None
         self._remember(granules, macs)
@@ -134,7 +136,7 @@ class VerityLayer(StoredLayer):
         data = await self._stored(*span)
         if by_tree:
             await self._hashes.ensure(*blocks)
-        if macs is None or not self._is_known(span, data, macs):
+        if macs is None or not self._is_known(span, granules, data, macs):
             data = await self._proven_by_tree(span, data)
         return _cut(data, span, offset, length)
 
@@ -143,17 +145,18 @@ class VerityLayer(StoredLayer):
         blocks = self._blocks(span)
         await self._hashes.ensure(*blocks)
         wanted = self._hashes.tree.digests(*blocks)
+        granules = self._granules(span)
         if len(data) > AT_ONCE_BYTES:
-            work = partial(self._macs_if_right, span, data, wanted)
+            work = partial(self._macs_if_right, span, granules, data, wanted)
             macs = await trio.to_thread.run_sync(work, limiter=self._provers)
         else:
-            macs = self._macs_if_right(span, data, wanted)
+            macs = self._macs_if_right(span, granules, data, wanted)
         if macs is None:
             data = await self._mended(span)
-            macs = self._macs_if_right(span, data, wanted)
+            macs = self._macs_if_right(span, granules, data, wanted)
         if macs is None:
             raise AssertionError("mended, and still wrong")
-        self._remember(self._granules(span), macs)
+        self._remember(granules, macs)
         return data
 
     async def _mended(self, span: ByteRange) -> bytes:
@@ -197,11 +200,11 @@ class VerityLayer(StoredLayer):
         return self._macs.get(self._number, first, count)
 
     def _remember(self, granules: ByteRange, macs: bytes) -> None:
-        self._macs.put(self._number, granules.offset // self._granule, macs)
+        if macs:
+            self._macs.put(self._number, granules.offset // self._granule, macs)
 
-    def _is_known(self, span: ByteRange, data: bytes, macs: bytes) -> bool:
+    def _is_known(self, span: ByteRange, granules: ByteRange, data: bytes, macs: bytes) -> bool:
         """Whether ``data`` has these MACs, and what of it is no whole granule is in the tree."""
-        granules = self._granules(span)
         start, end = granules.offset - span.offset, granules.end - span.offset
         view = memoryview(data)
         return (
@@ -210,11 +213,14 @@ class VerityLayer(StoredLayer):
             and (end == span.length or self._mismatch(granules.end, view[end:]) is None)
         )
 
-    def _macs_if_right(self, span: ByteRange, data: bytes, wanted: bytes) -> bytes | None:
+    def _macs_if_right(
+        self, span: ByteRange, granules: ByteRange, data: bytes, wanted: bytes
+    ) -> bytes | None:
         """The MACs of the whole granules, if the blocks have the digests ``wanted``; any thread."""
         if hash_blocks(self._hash, self._block, data) != wanted:
             return None
-        granules = self._granules(span)
+        if not granules.length:
+            return b""
         start, end = granules.offset - span.offset, granules.end - span.offset
         return self._macs.macs_of(memoryview(data)[start:end], self._granule)
 
