@@ -14,6 +14,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import NamedTuple
 
 import trio
@@ -93,7 +94,14 @@ class _Passing(NamedTuple):
     piece: Piece
 
 
-_Run = Sequence[_Fetch | _Passing]
+_Run = list[_Fetch | _Passing]
+
+
+class _Queued(NamedTuple):
+    """A run that waits for its turn."""
+
+    run: _Run
+    turn: Turn
 
 
 @dataclass(slots=True)
@@ -197,9 +205,8 @@ class PieceFetcher:
         self._outages = 0
         self.between: Callable[[ByteRange], Sequence[Piece]] = _nothing_between
         """The pieces that fill a range of the blob exactly; none if there are no such."""
-        self._queued: dict[ChunkKey, trio.Event] = {}
-        """Pieces that nobody waited for when their fetch was begun, and whose turn has not come;
-        the event is for who does."""
+        self._queued: dict[ChunkKey, _Queued] = {}
+        """Pieces that nobody waited for when their fetch was begun, and whose turn has not come."""
 
     async def read(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes]:
         """Bytes of stored pieces, which are fetched first where they are missing.
@@ -309,17 +316,29 @@ class PieceFetcher:
         turn: Turn | None = None
         if background:
             turn = self._engine.turns.line_up(_length(run))
-            self._queued.update((fetch.piece.key, turn.go) for fetch in run)
+            queued = _Queued(run, turn)
+            self._queued.update((fetch.piece.key, queued) for fetch in run)
         else:
             self._engine.turns.asked(_length(run))
         self._engine.nursery.start_soon(self._fetch_run, run, turn)
 
     def _hurry(self, pieces: Iterable[Piece]) -> None:
-        """Somebody waits for pieces now."""
-        for piece in pieces:
-            hurry = self._queued.get(piece.key)
-            if hurry is not None:
-                hurry.set()
+        """Somebody waits for pieces now: take them out of what waits for its turn."""
+        wanted = {piece.key for piece in pieces} & self._queued.keys()
+        for key in wanted:
+            queued = self._queued.get(key)
+            if queued is None or queued.turn.granted:
+                continue  # it was among others that are wanted, or is just being asked for
+            run = queued.run.copy()
+            queued.run.clear()
+            queued.turn.withdraw()
+            for fetch in run:
+                if self._queued.get(fetch.piece.key) is queued:
+                    del self._queued[fetch.piece.key]
+            for hurried, part in groupby(run, lambda fetch: fetch.piece.key in wanted):
+                rest = list(part)
+                if any(isinstance(fetch, _Fetch) for fetch in rest):
+                    self._start(rest, background=not hurried)
 
     def want(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
         """Begin to fetch those of ``pieces`` that the store lacks; returns at once.
@@ -417,18 +436,17 @@ class PieceFetcher:
             run: the pieces.
             turn: to be waited for; None: somebody waits for one of them.
         """
-        pending = {fetch.piece.key: fetch for fetch in run if isinstance(fetch, _Fetch)}
+        pending: dict[ChunkKey, _Fetch] = {}
         error: LazyfsError | None = None
-        length = _length(run)
         try:
-            if turn is not None:
-                try:
-                    await self._engine.turns.wait(turn)
-                finally:
-                    for fetch in run:
-                        if self._queued.get(fetch.piece.key) is turn.go:
-                            del self._queued[fetch.piece.key]
-            with self._engine.turns.answer(length) as answer:
+            try:
+                if turn is not None:
+                    await self._turn(run, turn)
+            finally:  # now it cannot be taken apart any more
+                pending |= {fetch.piece.key: fetch for fetch in run if isinstance(fetch, _Fetch)}
+            if not pending:
+                return  # others fetch it
+            with self._engine.turns.answer(_length(run)) as answer:
                 async with self._requests, self._engine.requests:
                     error = await self._receive_in_time(run, pending, answer)
         except Exception as bug:
@@ -441,6 +459,16 @@ class PieceFetcher:
                         fetch.flight.fail(SourceUnavailableError("the mount is ending"))
                     else:
                         self._fail(fetch, error)
+
+    async def _turn(self, run: _Run, turn: Turn) -> None:
+        """Wait for the turn of a run, which may be taken apart meanwhile."""
+        try:
+            await self._engine.turns.wait(turn)
+        finally:
+            for fetch in run:
+                queued = self._queued.get(fetch.piece.key)
+                if queued is not None and queued.turn is turn:
+                    del self._queued[fetch.piece.key]
 
     async def _receive_in_time(
         self, run: _Run, pending: dict[ChunkKey, _Fetch], answer: Answer

@@ -20,6 +20,11 @@ class Turn:
     """Its turn has come, or somebody waits for it now."""
     granted: bool = False
 
+    def withdraw(self) -> None:
+        """Nothing is to be asked for any more."""
+        self.length = 0
+        self.go.set()
+
 
 class Turns:
     """Readers always have theirs at once; the background waits until the line has room."""
