@@ -14,6 +14,8 @@ _NAMEOFF_OFFSET = 8
 _nameoff_at = struct.Struct("<H").unpack_from
 _two_nameoffs_at = struct.Struct(f"<H{_DIRENT_BYTES - 2}xH").unpack_from
 _head_at = struct.Struct("<QHB").unpack_from
+_heads = struct.Struct("<QHBx").iter_unpack
+_DOTS = (b".", b"..")
 
 _FILE_TYPES = (
     0,
@@ -108,8 +110,25 @@ class DirectoryBlock:
             before: the name before it, if there is one.
         """
         found = []
+        data, names_start, size = self._data, self._names_start, len(self._data)
+        position = self._offset + start * _DIRENT_BYTES
+        heads = list(_heads(data[:names_start]))
         for index in range(start, self.count):
-            entry = self.entry(index)
+            nid, begin, file_type = heads[index]
+            end = heads[index + 1][1] if index + 1 < self.count else 0
+            name = data[begin:end]
+            position += _DIRENT_BYTES
+            if (
+                names_start <= begin < end <= size
+                and end - begin <= limits.MAX_NAME_BYTES
+                and file_type < ondisk.EROFS_FT_MAX
+                and b"/" not in name
+                and b"\0" not in name
+                and name not in _DOTS
+            ):
+                entry = Entry(name, nid, _FILE_TYPES[file_type], position)
+            else:  # the last one, a dot, or broken
+                entry = self.entry(index)
             if before is not None and entry.name <= before:
                 raise self._broken(index, f"name {entry.name!r} behind {before!r}")
             before = entry.name

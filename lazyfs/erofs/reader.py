@@ -37,7 +37,10 @@ class Reader:
         address = inode_address(self._superblock, nid)
         in_metabox = bool(nid >> ondisk.EROFS_DIRENT_NID_METABOX_BIT)
         offset = address % self._window_bytes
-        data = yield from self.window(in_metabox, address - offset)
+        if in_metabox:
+            data = yield from self.window(in_metabox, address - offset)
+        else:  # quickly: listings ask for many; the address was checked
+            data = yield Need(0, address - offset, self._window_bytes)
         if offset >= len(data):
             raise ImageFormatError(f"nid {nid:#x}: behind the end of the metabox")
         if is_extended(data, offset) and offset + ondisk.INODE_EXTENDED.size_bytes > len(data):

@@ -48,9 +48,12 @@ class SingleTree:
         Raises:
             NotADirectoryNodeError.
         """
+        node = self._node
         return [
-            DirectoryEntry(entry.name, self._node(entry.nid), entry.file_type, entry.next_position)
-            for entry in await self._layer.entries(self._nid(directory), start)
+            DirectoryEntry(name, node(nid), file_type, position)
+            for name, nid, file_type, position in await self._layer.entries(
+                self._nid(directory), start
+            )
         ]
 
     async def read(self, node: NodeId, offset: int, length: int) -> bytes:
