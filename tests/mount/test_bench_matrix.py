@@ -1,0 +1,70 @@
+"""A tiny image goes through the matrix of the benchmarks, over a fast line."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.matrix.images import MatrixImage
+from benchmarks.matrix.peers import read_peers
+from benchmarks.matrix.plan import Cell, Item
+from benchmarks.matrix.runner import measure
+from benchmarks.matrix.workloads import WORKLOADS, Workload
+from benchmarks.shaped import shaped_line
+from benchmarks.system import mounts_below
+from tests.support.images import TAG, noise, pack, run, write, write_layout
+from tests.support.registry_server import running_registry
+
+pytestmark = pytest.mark.mount
+
+CELL = Cell(2, 1000)
+PEER = """
+about = "a copy of the tree"
+needs = ["sh"]
+once = "touch {folder}/once"
+start = "test -e {folder}/once && cp -r TREE/. {root}"
+stop = "rm -rf {root}/*"
+"""
+
+
+def read_all(root: Path) -> None:
+    assert (root / "large").stat().st_size == len((root / "large").read_bytes()) == 1 << 20
+
+
+def fail(root: Path) -> None:
+    (root / "not there").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("matrix")
+    write(folder / "tree/large", noise(1 << 20))
+    write_layout(folder / "layout", [pack(folder / "tree", folder / "layer.tar.gz")])
+    with running_registry(folder / "registry") as server:
+        tar = f"{server.host}/tiny:tar"
+        options = ("--quiet", "--dest-tls-verify=false")
+        run("skopeo", "copy", *options, f"oci:{folder}/layout:{TAG}", f"docker://{tar}")
+        seekable = f"{server.host}/tiny:seekable"
+        run(sys.executable, "-m", "lazyfs", "convert", "--quiet", tar, seekable)
+        yield server, folder
+
+
+@pytest.mark.parametrize("name", ["fuse", "pull-unpack", "pull-erofs", "copy"])
+def test_each_contender_comes_to_figures_and_leaves_nothing(registry, monkeypatch, tmp_path, name):
+    server, folder = registry
+    works = [Workload("read", read_all), Workload("fail", fail)]
+    monkeypatch.setitem(WORKLOADS, "tiny", works)  # type: ignore[arg-type]  # it is a dict
+    write(tmp_path / "peers/copy.toml", PEER.replace("TREE", f"{folder}/tree").encode())
+    image = MatrixImage("tiny", "tiny:tar", "tiny:seekable", 0, 0)
+    with shaped_line(CELL.line, server.host) as line:
+        what = (image, line, server.host, read_peers(tmp_path / "peers"), tmp_path)
+        good, bad = measure(Item(CELL, 0, "tiny", name), *what)
+    assert (good.workload, good.contender, good.error) == ("read", name, "")
+    assert good.total_s > 0
+    if name != "copy":
+        assert good.fetched_bytes > 1 << 20
+        assert good.requests > 2
+    assert "not there" in bad.error
+    assert not mounts_below(tmp_path)
+    assert not os.path.exists(tmp_path / "tiny" / name)
