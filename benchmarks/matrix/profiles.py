@@ -50,7 +50,7 @@ def make_profiles(image: MatrixImage, registry: str, storage: Path, folder: Path
 
 def _recorded(image: MatrixImage, name: str, folder: Path) -> list[Path]:
     """A profile of each workload that is a start."""
-    mount = Lazyfs("recording", folder, name, remote=True, options=NO_PROFILE)
+    mount = Lazyfs(f"recording-{image.name}", folder, name, remote=True, options=NO_PROFILE)
     files = []
     for workload in WORKLOADS[image.name]:
         if workload.is_start:
