@@ -54,7 +54,7 @@ def registry(tmp_path_factory):
 def test_each_contender_comes_to_figures_and_leaves_nothing(registry, monkeypatch, tmp_path, name):
     server, folder = registry
     works = [Workload("read", read_all), Workload("fail", fail)]
-    monkeypatch.setitem(WORKLOADS, "tiny", works)  # type: ignore[arg-type]  # it is a dict
+    monkeypatch.setitem(WORKLOADS, "tiny", works)
     write(tmp_path / "peers/copy.toml", PEER.replace("TREE", f"{folder}/tree").encode())
     image = MatrixImage("tiny", "tiny:tar", "tiny:seekable", 0, 0)
     with shaped_line(CELL.line, server.host) as line:
