@@ -8,6 +8,13 @@ seekable.py  the three above -> VerifiedReader
 whole.py     a layer that must be fetched whole -> VerifiedReader
 local.py     a file of this machine -> VerifiedReader
 open.py      LayerPlan -> VerifiedReader, by as few requests as the format allows
+opening.py   the beginning of a blob, fetched along with its chunk table
+
+What is asked for when nobody waits for it:
+
+line.py      how fast the line is, and what follows from it (pure)
+turns.py     who may ask now
+readahead.py who reads from front to back (pure); ahead.py: which chunks that makes
 
 For whole layers in files (unpack, verify):
 
