@@ -17,12 +17,13 @@ PACKAGES := python3-venv fuse3
 TEST_PACKAGES := docker-registry skopeo umoci crun fuse-overlayfs busybox-static erofs-utils e2fsprogs cryptsetup-bin \
 	zstd debootstrap attr acl systemd curl containerd runc gcc libc6-dev
 
-# Packages of $(1) that dpkg does not have are installed; nothing is asked when all are there.
+# Packages of $(1) that dpkg does not have are installed; nothing is asked when all are there. Their
+# services are not started: tests start what they need themselves, on loopback.
 install = missing=$$(for name in $(1); do \
 	dpkg-query -W -f '$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || echo $$name; done); \
 	if [ -n "$$missing" ]; then echo "installing:" $$missing; \
 	$(SUDO) apt-get update -q >/dev/null; \
-	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -q --no-install-recommends $$missing \
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 apt-get install -y -q --no-install-recommends $$missing \
 	>/dev/null; fi
 
 .PHONY: help
@@ -46,6 +47,7 @@ $(VENV)/.installed: requirements/pip.txt requirements/dev.txt pyproject.toml | p
 	$(BIN)/python -m pip install --quiet --require-hashes --only-binary :all: \
 		-r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m compileall -q lazyfs registry cache
 	touch $@
 
 .PHONY: demo
