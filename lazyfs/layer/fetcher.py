@@ -317,7 +317,8 @@ class PieceFetcher:
         if background:
             turn = self._engine.turns.line_up(_length(run))
             queued = _Queued(run, turn)
-            self._queued.update((fetch.piece.key, queued) for fetch in run)
+            own = (fetch.piece.key for fetch in run if isinstance(fetch, _Fetch))
+            self._queued.update(dict.fromkeys(own, queued))
         else:
             self._engine.turns.asked(_length(run))
         self._engine.nursery.start_soon(self._fetch_run, run, turn)
