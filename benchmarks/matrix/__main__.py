@@ -27,7 +27,16 @@ from benchmarks.__main__ import machine, working_folder
 from benchmarks.images import KEPT
 from benchmarks.matrix import images, plan, report
 from benchmarks.matrix.peers import Peer, read_peers
-from benchmarks.matrix.plan import CELLS, FULL_PULLS, OURS, SHORT_CELLS, Cell, Item, estimate_s
+from benchmarks.matrix.plan import (
+    CELLS,
+    FULL_PULLS,
+    OURS,
+    SHORT_CELLS,
+    SLOW_ROUNDS,
+    Cell,
+    Item,
+    estimate_s,
+)
 from benchmarks.matrix.profiles import make_profiles
 from benchmarks.matrix.results import Results
 from benchmarks.matrix.runner import measure
@@ -58,6 +67,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cell", type=Cell.parse, metavar="5ms/100Mbit", action="append")
     parser.add_argument("--contender", choices=names, action="append")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
+    parser.add_argument(
+        "--slow-rounds",
+        type=int,
+        default=SLOW_ROUNDS,
+        metavar="N",
+        help="at most, over lines of 10 Mbit/s, whose time it is; default: %(default)s",
+    )
     parser.add_argument("--json", type=Path, default=KEPT / "matrix.json", metavar="FILE")
     parser.add_argument("--resume", action="store_true", help="keep what FILE has")
     parser.add_argument("--anew", action="store_true", help="convert and record again")
@@ -98,7 +114,8 @@ class Matrix:
         """What is to be measured still."""
         names = self.args.contender or [*OURS, *FULL_PULLS, *self.peers]
         names = [name for name in names if name not in self.results.left_out]
-        items = plan.items(self.args.cell, self.args.image, names, self.args.rounds)
+        rounds = (self.args.rounds, self.args.slow_rounds)
+        items = plan.items(self.args.cell, self.args.image, names, *rounds)
         done = self.results.done()
         return [item for item in items if item not in done]
 

@@ -9,8 +9,8 @@ from benchmarks.shaper import Line
 OURS = ("fuse", "fuse+profile", "hot+profile", "kernel", "kernel+profile")
 FULL_PULLS = ("pull-unpack", "pull-erofs")
 SLOW_MBIT = 10
-SLOW_PULL_ROUNDS = 1
-"""Full pulls over lines of ``SLOW_MBIT`` are done so often only: their time is the line's."""
+SLOW_ROUNDS = 1
+"""So often only, unless it is asked for, over lines of ``SLOW_MBIT``: the time is the line's."""
 
 TURN_S = 2.5
 """What each start of a lazy contender costs besides the line: mounts, programs, taking down."""
@@ -61,17 +61,20 @@ class Item(NamedTuple):
 
 
 def items(
-    cells: Sequence[Cell], images: Sequence[str], contenders: Sequence[str], rounds: int
+    cells: Sequence[Cell],
+    images: Sequence[str],
+    contenders: Sequence[str],
+    rounds: int,
+    slow_rounds: int = SLOW_ROUNDS,
 ) -> Iterator[Item]:
     """All items, in order: in each round of a cell another contender begins."""
     for cell in cells:
-        for number in range(rounds):
+        here = min(rounds, slow_rounds) if cell.mbit <= SLOW_MBIT else rounds
+        for number in range(here):
             first = number % len(contenders)
             for image in images:
                 for contender in (*contenders[first:], *contenders[:first]):
-                    slow_pull = contender in FULL_PULLS and cell.mbit <= SLOW_MBIT
-                    if not (slow_pull and number >= SLOW_PULL_ROUNDS):
-                        yield Item(cell, number, image, contender)
+                    yield Item(cell, number, image, contender)
 
 
 def estimate_s(item: Item, image_bytes: int, workloads: int) -> float:

@@ -65,9 +65,13 @@ def test_every_contender_begins_once_and_nobody_is_left_out():
     assert sorted(begins) == sorted(names)
 
 
-def test_slow_full_pulls_are_done_once():
-    counted = Counter(item.contender for item in items([SLOW], ["numpy"], ("fuse", *FULL_PULLS), 3))
-    assert counted == {"fuse": 3, "pull-unpack": 1, "pull-erofs": 1}
+def test_slow_lines_have_fewer_rounds():
+    def rounds(*numbers: int) -> Counter[Cell]:
+        return Counter(item.cell for item in items([SLOW, FAST], ["numpy"], ("fuse",), *numbers))
+
+    assert rounds(3) == {SLOW: 1, FAST: 3}
+    assert rounds(3, 2) == {SLOW: 2, FAST: 3}
+    assert rounds(1, 2) == {SLOW: 1, FAST: 1}
 
 
 def test_estimates_grow_with_what_goes_over_the_line():
