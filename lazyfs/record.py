@@ -63,15 +63,18 @@ def ask_for_reads(mount: KnownMount) -> Reads:
     options = answer["options"]
     if not isinstance(options, str):
         raise MountError("the daemon's answer is not a recording")
+    known = MountOptions.from_json(options)
     document = {**answer, "schemaVersion": SCHEMA_VERSION, "runs": 1, "files": []}
     why_not = ""
     if mount.state.restarts:
         why_not = "the daemon was replaced meanwhile: what was read before is missing"
     elif not answer["complete"]:
         why_not = "too much was read: the end is missing"
+    elif known.promote:
+        why_not = "what is read of layers that are local files by now (--promote) is missing"
     return Reads(
         image=str(answer["name"]),
-        options=MountOptions.from_json(options),
+        options=known,
         profile=profile_of(document),
         complete=not why_not,
         why_not=why_not,

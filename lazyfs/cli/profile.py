@@ -23,7 +23,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -49,6 +49,7 @@ from lazyfs.pushedprofile import (
 from lazyfs.record import Reads, ask_for_reads, with_files
 from lazyfs.resolve import resolve_image
 from lazyfs.run.container import Container
+from lazyfs.run.process import Ending
 from registry.transports import open_destination, open_source
 
 STDOUT = Path("-")
@@ -145,6 +146,8 @@ def _record(args: argparse.Namespace) -> int:
         if args.command_words:
             raise ProfileError("a command is run on an image; a live mount is only asked")
         reads = ask_for_reads(_mount_at(resolve(args.image)))
+    elif os.geteuid() != 0:
+        return cli_run.enter_user_namespace()
     else:
         reads = _run_and_ask(args)
     if not reads.complete:
@@ -193,17 +196,32 @@ def _run_and_ask(args: argparse.Namespace) -> Reads:
         RunError: the command was not run.
         ProfileError, MountError: the daemon does not tell.
     """
-    found: list[Reads] = []
-
-    def then(container: Container) -> None:
-        found.append(ask_for_reads(_mount_at(os.fspath(container.root))))
-
-    status = cli_run.run_container(args, then, args.for_s)
-    if not found:
+    watch = _Watch(args.for_s)
+    status = cli_run.run_container(args, watch)
+    if watch.reads is None:
         raise RunError(f"{args.image}: the command was not run")
-    if status and not args.for_s:
-        print(f"lazyfs profile: the command ended with status {status}", file=sys.stderr)
-    return found[0]
+    if status:
+        why = "was ended, with" if watch.end is not None and watch.end.begun else "ended with"
+        print(f"lazyfs profile: the command {why} status {status}", file=sys.stderr)
+    return watch.reads
+
+
+class _Watch:
+    """Sees to it that a command ends, and asks what it has read."""
+
+    def __init__(self, for_s: float) -> None:
+        self.end: Ending | None = None
+        self.reads: Reads | None = None
+        self._for_s = for_s
+
+    def ending(self, kill: Callable[[], object]) -> Ending:
+        """Ctrl-C, or the time, ends it for certain."""
+        self.end = Ending(kill, self._for_s)
+        return self.end
+
+    def ended(self, container: Container) -> None:
+        """Ask the daemon of its root."""
+        self.reads = ask_for_reads(_mount_at(os.fspath(container.root)))
 
 
 def _container_arguments(args: argparse.Namespace) -> argparse.Namespace:
@@ -224,7 +242,7 @@ def _mount_at(directory: str) -> KnownMount:
         ProfileError: there is none.
     """
     for known in known_mounts():
-        if known.alive and known.state.mountpoint == directory:
+        if (known.alive or known.local) and known.state.mountpoint == directory:
             return known
     raise ProfileError(f"{directory} is not a lazyfs mount of yours (lazyfs status lists them)")
 

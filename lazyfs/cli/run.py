@@ -16,17 +16,15 @@ Examples:
 """
 
 import argparse
-import contextlib
 import os
 import secrets
-import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from lazyfs.cli.mount import (
     add_fetching,
@@ -45,7 +43,7 @@ from lazyfs.mount.writable import in_user_namespace
 from lazyfs.run.container import Container, new_container, sweep_containers
 from lazyfs.run.image import Described, describe
 from lazyfs.run.inside import read_inside
-from lazyfs.run.process import EXIT_FAILED, exit_status_of, run_to_end, stop_signal, why_not
+from lazyfs.run.process import EXIT_FAILED, Ending, exit_status_of, run_to_end, stop_signal, why_not
 from lazyfs.run.runtime import Runtime, find_runtime
 from lazyfs.run.spec import NETWORKS, Bind, Choices, runtime_spec
 from lazyfs.run.users import resolve_user
@@ -54,10 +52,6 @@ from registry.jsondoc import encode_json
 
 ENTERED_VARIABLE = "LAZYFS_IN_NAMESPACE"
 """Set once we have made ourselves root of a user namespace."""
-
-
-STOP_WITHIN_S = 3.0
-"""How long a container may take to end once its time is over."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the container; its exit status."""
     if os.geteuid() != 0:
-        return _enter_user_namespace()
+        return enter_user_namespace()
     try:
         return run_container(args)
     except (Exception, BaseExceptionGroup) as error:
@@ -125,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_FAILED
 
 
-def _enter_user_namespace() -> int:
+def enter_user_namespace() -> int:
     """Start again as root of a user namespace.
 
     Raises:
@@ -142,15 +136,24 @@ def _enter_user_namespace() -> int:
         raise RunError(f"unshare: {error.strerror}") from error
 
 
-def run_container(
-    args: argparse.Namespace, then: Callable[[Container], None] = lambda _: None, for_s: float = 0
-) -> int:
+class Watch(Protocol):
+    """Who runs a container for what it does."""
+
+    def ending(self, kill: Callable[[], object]) -> Ending:
+        """How it is to end; ``kill`` ends it for good."""
+        ...
+
+    def ended(self, container: Container) -> None:
+        """It has ended; its root is still mounted."""
+        ...
+
+
+def run_container(args: argparse.Namespace, watch: Watch | None = None) -> int:
     """Run the container; its exit status.
 
     Args:
         args: as ``add_arguments`` declares them.
-        then: called after its end, while its root is still mounted.
-        for_s: end it after so many seconds; 0: let it end by itself.
+        watch: who wants to know of it.
 
     Raises:
         LazyfsError, RegistryError, OSError: it cannot be run.
@@ -174,30 +177,12 @@ def run_container(
     with new_container(choices.hostname, image, runtime) as (container, lock):
         _mount(image, options, container, args)
         _prepare(container, described, choices, args)
-        with _ended_after(for_s, container, runtime):
-            status = _start(container, lock, described, runtime, args)
-        then(container)
+        kill = partial(runtime.call, container.state, "kill", container.name, "KILL")
+        ending = None if watch is None else watch.ending(kill)
+        status = _start(container, lock, described, runtime, args, ending)
+        if watch is not None:
+            watch.ended(container)
         return status
-
-
-@contextlib.contextmanager
-def _ended_after(for_s: float, container: Container, runtime: Runtime) -> Iterator[None]:
-    """End the container after some time: as SIGTERM would, then for good; 0: never."""
-    if not for_s:
-        yield
-        return
-    kill = partial(runtime.call, container.state, "kill", container.name, "KILL")
-    timers = [
-        threading.Timer(for_s, os.kill, (os.getpid(), signal.SIGTERM)),
-        threading.Timer(for_s + STOP_WITHIN_S, kill),
-    ]
-    for timer in timers:
-        timer.start()
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
 
 
 def _choices(args: argparse.Namespace, runtime: Runtime) -> Choices:
@@ -293,6 +278,7 @@ def _start(
     described: Described,
     runtime: Runtime,
     args: argparse.Namespace,
+    ending: Ending | None,
 ) -> int:
     command = runtime.command(
         container.state,
@@ -301,6 +287,6 @@ def _start(
     )
     stop = stop_signal(described.config.stop_signal)
     stdin = None if args.interactive or args.tty else subprocess.DEVNULL
-    status = run_to_end(command, keep=[lock], stdin=stdin, stop=stop)
+    status = run_to_end(command, keep=[lock], stdin=stdin, stop=stop, ending=ending)
     problem = why_not(container.log)
     return exit_status_of(problem) if status == 1 and problem else status

@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lazyfs.errors import RunError
@@ -25,6 +26,24 @@ FROM_TERMINAL = (signal.SIGINT, signal.SIGQUIT, signal.SIGWINCH, signal.SIGCONT)
 
 MAX_LOG_BYTES = 1 << 20
 
+KILLED_AFTER_S = 3.0
+"""How long a container may take to end that is wanted to."""
+
+
+@dataclass(slots=True)
+class Ending:
+    """Of a container that is wanted to end, whatever it thinks of signals.
+
+    By itself a first process with no handler of its own does not even see SIGINT.
+    """
+
+    kill: Callable[[], object]
+    """Ends it for good."""
+    after_s: float = 0
+    """After so long it is told to; 0: only if we are."""
+    begun: bool = False
+    """Whether it was."""
+
 
 def stop_signal(text: str) -> signal.Signals:
     """The signal that an image wants to be stopped by; SIGTERM if it says nothing.
@@ -41,7 +60,12 @@ def stop_signal(text: str) -> signal.Signals:
 
 
 def run_to_end(
-    command: Sequence[str], *, keep: Sequence[int], stdin: int | None, stop: signal.Signals
+    command: Sequence[str],
+    *,
+    keep: Sequence[int],
+    stdin: int | None,
+    stop: signal.Signals,
+    ending: Ending | None = None,
 ) -> int:
     """Run the runtime in the foreground until its container has ended; its exit status.
 
@@ -50,9 +74,11 @@ def run_to_end(
         keep: descriptors that live as long as it.
         stdin: where the container reads from; None: what we read from.
         stop: what the container gets when we get SIGTERM.
+        ending: what makes it end for certain; None: signals alone do.
 
     Raises:
         OSError: it could not be started.
+        What ``ending.kill`` raises.
     """
     # With our terminal as its input it must stay with us in the terminal's foreground.
     together = stdin is None and os.isatty(0)
@@ -65,16 +91,30 @@ def run_to_end(
             early.append(number)
         elif not (together and number in FROM_TERMINAL):
             process.send_signal(stop if number == signal.SIGTERM else number)
+        if ending is not None and number in (signal.SIGTERM, signal.SIGINT) and not ending.begun:
+            ending.begun = True
+            signal.setitimer(signal.ITIMER_REAL, KILLED_AFTER_S)
+
+    def time_is_over(_: int, __: object) -> None:
+        if ending is not None and ending.begun:
+            signal.setitimer(signal.ITIMER_REAL, KILLED_AFTER_S)  # should it not be there yet
+            ending.kill()
+        else:
+            pass_on(signal.SIGTERM, None)
 
     previous = {number: signal.signal(number, pass_on) for number in PASSED_ON}
+    previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, time_is_over)
     try:
         process = subprocess.Popen(  # noqa: S603 - no shell
             command, stdin=stdin, pass_fds=keep, process_group=None if together else 0
         )
+        if ending is not None and not early:
+            signal.setitimer(signal.ITIMER_REAL, ending.after_s)
         for number in early:
             pass_on(number, None)
         status = process.wait()
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in previous.items():
             signal.signal(number, handler)
         if modes is not None:  # the runtime may have been killed before it could do that

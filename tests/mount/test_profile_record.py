@@ -2,16 +2,22 @@
 
 import json
 import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
 from lazyfs.profile.document import Profile, decode_profile
 from tests.support.converted import ConvertedImage, push_and_convert
 from tests.support.images import noise
-from tests.support.lazy_mounts import forget_pages, lazyfs, mounted
+from tests.support.lazy_mounts import PROGRAM, forget_pages, lazyfs, mounted
 from tests.support.mounting import needs_fuse
 from tests.support.registry_server import RegistryServer
+from tests.support.small_layers import SmallImage, small_image
 from tests.support.survival import kill_daemon
 from tests.support.tiny_image import write_layout
 
@@ -19,6 +25,9 @@ pytestmark = [pytest.mark.mount, needs_fuse]
 
 READ_AHEAD_BYTES = 1 << 20
 """What the kernel may read besides what was asked for: behind it, by file or by layer."""
+
+WITHIN_S = 60
+Process: TypeAlias = "subprocess.Popen[str]"
 
 LOWER = {f"lower/{number:02}": noise(300_000, b"%d" % number) for number in range(40)}
 UPPER = {"upper/big": noise(20 << 20, b"big"), "lower/07": noise(300_000, b"new")}
@@ -89,6 +98,51 @@ def test_a_daemon_that_took_over_says_that_its_recording_is_incomplete(
         done = lazyfs("profile", "record", mount.path, "-o", tmp_path / "a.profile")
         assert "replaced" in done.stderr
         assert (0, WANTED[0]) in whole_files(decode_profile((tmp_path / "a.profile").read_bytes()))
+
+
+def test_what_a_promoted_mount_may_have_missed_is_said(image: ConvertedImage, tmp_path: Path):
+    lines = ("--driver", "kernel", "--promote", "--prefetch", "none")
+    with mounted(image.name, tmp_path / "mnt", *lines, "--cache-dir", tmp_path / "c") as mount:
+        done = lazyfs("profile", "record", mount.path, "-o", "-", check=False)
+    assert "local files" in done.stderr
+
+
+@contextmanager
+def recording(image: SmallImage, script: str, *options: str | Path) -> Iterator[Process]:
+    """A recording whose command has said that it is ready."""
+    command = [*PROGRAM, "profile", "record", *options, image.name, "--", "sh", "-c", script]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+def test_ctrl_c_ends_a_command_that_does_not_mind_it(tmp_path: Path, runtime: str):
+    image = small_image(tmp_path)
+    file = tmp_path / "a.profile"
+    options = ("--cache-dir", image.cache, "--runtime", runtime, "-o", file)
+    script = "trap '' INT TERM; cat /data/large > /dev/null; echo ready; sleep 1000"
+    with recording(image, script, *options) as process:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=WITHIN_S)
+    assert process.returncode == 0, said
+    assert "the command was ended, with status 137" in said
+    assert read_of(decode_profile(file.read_bytes()), "/data/large")
+
+
+def test_the_time_ends_a_command_too(tmp_path: Path):
+    image = small_image(tmp_path)
+    file = tmp_path / "a.profile"
+    options = ("--cache-dir", image.cache, "--for", "10ms", "-o", file)
+    done = lazyfs("profile", "record", *options, image.name, "--", "sh", "-c", "sleep 1000")
+    assert "the command was ended, with status" in done.stderr
+    assert decode_profile(file.read_bytes()).blocks
 
 
 def sizes(image: ConvertedImage) -> dict[str, int]:
