@@ -18,7 +18,7 @@ from lazyfs.errors import (
 )
 from lazyfs.model import ByteRange
 from lazyfs.seekable.annotations import parse_annotations
-from lazyfs.seekable.chunktable import MAX_TABLE_BYTES
+from lazyfs.seekable.chunktable import MAX_TABLE_BYTES, ChunkTable
 from lazyfs.seekable.containerdtable import encode_containerd_table
 from lazyfs.seekable.frames import decompress_chunk, verify_frame
 from lazyfs.seekable.skippable import decode_skippable_header, encode_skippable_header
@@ -255,3 +255,14 @@ def test_any_header_gives_a_size_or_an_error(data):
     except LazyfsError:
         return
     assert 0 <= size <= MAX_TABLE_BYTES
+
+
+def test_the_chunks_that_fill_a_range_of_the_blob_exactly():
+    table = ChunkTable(50, range(0, 50, 10), [0, 7, 12, 20, 31, 40], None)
+    for first in range(5):
+        for end in range(first + 1, 6):
+            start = table.frame(first).offset
+            stop = table.frame(end - 1).end
+            assert table.filling(ByteRange(start, stop - start)) == range(first, end)
+    for cut in ((0, 6), (1, 6), (7, 6), (31, 20), (40, 5), (41, 5)):
+        assert not table.filling(ByteRange(*cut))
