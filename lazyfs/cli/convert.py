@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chunk-size",
         type=size,
         metavar="SIZE",
-        help="image bytes per zstd frame: what a read fetches at least (default: 4MiB). If given, "
+        help="image bytes per zstd frame: what a read fetches at least (default: 512KiB). If given, "
         "layers that are seekable in other chunks are cut anew",
     )
     parser.add_argument(

@@ -10,7 +10,7 @@ from lazyfs.seekable.mediatypes import Layout
 from lazyfs.verity.params import MAX_BLOCK_BYTES, MIN_BLOCK_BYTES
 from registry.platforms import Platform
 
-DEFAULT_CHUNK_BYTES = 4 << 20
+DEFAULT_CHUNK_BYTES = 512 << 10
 DEFAULT_BLOCK_BYTES = 4096
 MIN_CHUNK_BYTES = 4096
 MIN_LEVEL, MAX_LEVEL = -7, 22
