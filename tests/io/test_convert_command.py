@@ -209,7 +209,7 @@ def test_summary_and_progress_for_a_person(tmp_path, source):
     assert done.returncode == 0
     assert "layer 1/2" in done.stderr
     assert done.stderr.count(": done") == 2
-    assert re.search(r"layer 1: converted, .* KiB -> image .* -> blob .* in 1 chunks", done.stdout)
+    assert re.search(r"layer 1: converted, .* KiB -> image .* -> blob .* in 2 chunks", done.stdout)
     assert done.stdout.strip().splitlines()[-1].startswith(f"oci:{tmp_path}/out:a  sha256:")
     quiet = convert(source, f"oci:{tmp_path}/out:b", "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
