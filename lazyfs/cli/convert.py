@@ -67,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--chunk-size",
         type=size,
         metavar="SIZE",
-        help="image bytes per zstd frame: what a read fetches at least (default: 512KiB). If given, "
-        "layers that are seekable in other chunks are cut anew",
+        help="image bytes per zstd frame: what a read fetches at least (default: 512KiB). If "
+        "given, layers that are seekable in other chunks are cut anew",
     )
     parser.add_argument(
         "--file-aligned",
