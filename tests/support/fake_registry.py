@@ -83,7 +83,7 @@ class FakeRegistry:
             return self.breaks(request, self._blob(request, name))
         if kind.endswith("/manifests"):
             return self.breaks(request, self._manifest(name))
-        return Reply(200)
+        return Reply(404 if kind.endswith("/referrers") else 200)
 
     def _blob(self, request: Request, digest: str) -> Reply:
         data = self._by_digest.get(digest)
@@ -98,7 +98,8 @@ class FakeRegistry:
         return Reply(206, data[start : end + 1], headers)
 
     def _manifest(self, name: str) -> Reply:
-        if not self.manifest or (":" in name and name != sha256(self.manifest)):
+        other = ":" in name and name != sha256(self.manifest)
+        if not self.manifest or other or name.startswith("sha256-"):  # the tag of referrers
             return Reply(404, json.dumps({"errors": [{"code": "MANIFEST_UNKNOWN"}]}).encode())
         return Reply(200, self.manifest, {"Content-Type": MANIFEST_TYPE})
 
