@@ -142,7 +142,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _record(args: argparse.Namespace) -> int:
     args = _container_arguments(args)
-    if Path(args.image).is_dir():
+    live = Path(args.image).is_dir()
+    output = args.output or Path(_file_name(resolve(args.image) if live else args.image))
+    if not output.parent.is_dir():  # said now, not after the command has run
+        raise ProfileError(f"{output.parent} is no directory")
+    if live:
         if args.command_words:
             raise ProfileError("a command is run on an image; a live mount is only asked")
         reads = ask_for_reads(_mount_at(resolve(args.image)))
@@ -153,7 +157,7 @@ def _record(args: argparse.Namespace) -> int:
     if not reads.complete:
         print(f"lazyfs profile: {reads.why_not}", file=sys.stderr)
     profile = run_until_interrupted(with_files, reads)
-    _write(profile, args.output or Path(_file_name(args.image)))
+    _write(profile, output)
     return 0
 
 

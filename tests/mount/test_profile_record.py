@@ -184,6 +184,9 @@ def test_what_cannot_be_recorded_is_said(image: ConvertedImage, tmp_path: Path):
     done = lazyfs("profile", "record", tmp_path, "-o", "-", check=False)
     assert done.returncode == 1
     assert "not a lazyfs mount" in done.stderr
+    done = lazyfs("profile", "record", tmp_path, "-o", tmp_path / "no/file", check=False)
+    assert done.returncode == 1
+    assert "no is no directory" in done.stderr
     done = lazyfs("profile", "record", image.name, "-o", "-", "--", "/nothing", check=False)
     assert done.returncode == 0, "what was read until then is a recording all the same"
     assert "status 127" in done.stderr
