@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ from benchmarks.matrix.plan import (
 from benchmarks.matrix.profiles import make_profiles
 from benchmarks.matrix.results import Results
 from benchmarks.matrix.runner import measure
-from benchmarks.matrix.workloads import WORKLOADS
+from benchmarks.matrix.workloads import Workload, of_image
 from benchmarks.shaped import calibrated, described, shaped_line
 from benchmarks.shaper import LOOPBACK
 from benchmarks.system import INTERRUPTS, BenchmarkError, run
@@ -66,6 +67,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--image", choices=images.NAMES, action="append")
     parser.add_argument("--cell", type=Cell.parse, metavar="5ms/100Mbit", action="append")
     parser.add_argument("--contender", choices=names, action="append")
+    parser.add_argument("--starts-only", action="store_true", help="no find, no grep")
     parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument(
         "--slow-rounds",
@@ -123,9 +125,13 @@ class Matrix:
         """About how long some items take, in seconds."""
         sizes = self.results.images
         return sum(
-            estimate_s(item, int(sizes[item.image]["seekable_bytes"]), len(WORKLOADS[item.image]))
+            estimate_s(item, int(sizes[item.image]["seekable_bytes"]), len(self.workloads(item)))
             for item in items
         )
+
+    def workloads(self, item: Item) -> Sequence[Workload]:
+        """What is done in an item."""
+        return of_image(item.image, starts_only=self.args.starts_only)
 
     def run(self) -> None:
         """Measure, cell by cell; what is done is written after each item."""
@@ -147,7 +153,7 @@ class Matrix:
                         item.image, self.registry.host, self.registry.storage
                     )
                     what = (image, line, self.registry.host, self.peers, self.folder)
-                    samples = list(measure(item, *what))
+                    samples = list(measure(item, self.workloads(item), *what))
                     self.results.samples.extend(samples)
                     self.results.write(self.args.json)
                     passed += self.estimate([item])

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from benchmarks.matrix.images import MatrixImage
 from benchmarks.matrix.peers import Peer, PeerContender
 from benchmarks.matrix.plan import FULL_PULLS, Item
 from benchmarks.matrix.results import Sample
-from benchmarks.matrix.workloads import WORKLOADS, Workload
+from benchmarks.matrix.workloads import Workload
 from benchmarks.shaped import ShapedLine
 from benchmarks.shaper import Counts
 from benchmarks.system import BenchmarkError, drop_caches, interrupts_deferred, run, tidy
@@ -24,18 +24,24 @@ Peers = Mapping[str, Peer]
 
 
 def measure(
-    item: Item, image: MatrixImage, line: ShapedLine, registry: str, peers: Peers, folder: Path
+    item: Item,
+    workloads: Sequence[Workload],
+    image: MatrixImage,
+    line: ShapedLine,
+    registry: str,
+    peers: Peers,
+    folder: Path,
 ) -> Iterator[Sample]:
-    """All workloads of an item; one that fails is a sample with its error."""
+    """Workloads by an item's contender; one that fails is a sample with its error."""
     place = Place(image, line.host, folder / item.image)
     who = contender(item.contender, place, peers)
     if isinstance(who, PeerContender):
         who.once(registry)
     try:
         if item.contender in FULL_PULLS:
-            yield from _pulled_once(item, who, line)
+            yield from _pulled_once(item, who, line, workloads)
         else:
-            for workload in WORKLOADS[item.image]:
+            for workload in workloads:
                 yield from _from_nothing(item, who, line, workload)
     finally:
         with interrupts_deferred():
@@ -60,9 +66,10 @@ def _from_nothing(
             who.stop()
 
 
-def _pulled_once(item: Item, who: Contender, line: ShapedLine) -> Iterator[Sample]:
+def _pulled_once(
+    item: Item, who: Contender, line: ShapedLine, workloads: Sequence[Workload]
+) -> Iterator[Sample]:
     """The pull counts for each workload, which begins with nothing of the tree in memory."""
-    workloads = WORKLOADS[item.image]
     try:
         _prepare(who)
         before = line.counts()

@@ -131,3 +131,8 @@ WORKLOADS: Mapping[str, Sequence[Workload]] = {
     "java": (Workload("version", program("java", "--version"), is_start=True),),
     "files": (Workload("find", find), Workload("build", build, is_start=True)),
 }
+
+
+def of_image(name: str, *, starts_only: bool = False) -> Sequence[Workload]:
+    """The workloads of an image."""
+    return [workload for workload in WORKLOADS[name] if workload.is_start or not starts_only]

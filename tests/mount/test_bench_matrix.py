@@ -10,7 +10,7 @@ from benchmarks.matrix.images import MatrixImage
 from benchmarks.matrix.peers import read_peers
 from benchmarks.matrix.plan import Cell, Item
 from benchmarks.matrix.runner import measure
-from benchmarks.matrix.workloads import WORKLOADS, Workload
+from benchmarks.matrix.workloads import Workload
 from benchmarks.shaped import shaped_line
 from benchmarks.system import mounts_below
 from tests.support.images import TAG, noise, pack, run, write, write_layout
@@ -51,15 +51,14 @@ def registry(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["fuse", "pull-unpack", "pull-erofs", "copy"])
-def test_each_contender_comes_to_figures_and_leaves_nothing(registry, monkeypatch, tmp_path, name):
+def test_each_contender_comes_to_figures_and_leaves_nothing(registry, tmp_path, name):
     server, folder = registry
     works = [Workload("read", read_all), Workload("fail", fail)]
-    monkeypatch.setitem(WORKLOADS, "tiny", works)
     write(tmp_path / "peers/copy.toml", PEER.replace("TREE", f"{folder}/tree").encode())
     image = MatrixImage("tiny", "tiny:tar", "tiny:seekable", 0, 0)
     with shaped_line(CELL.line, server.host) as line:
         what = (image, line, server.host, read_peers(tmp_path / "peers"), tmp_path)
-        good, bad = measure(Item(CELL, 0, "tiny", name), *what)
+        good, bad = measure(Item(CELL, 0, "tiny", name), works, *what)
     assert (good.workload, good.contender, good.error) == ("read", name, "")
     assert good.total_s > 0
     if name != "copy":
