@@ -92,8 +92,8 @@ class Startup:
             await self._fetch(decode_profile(raw[: MAX_PROFILE_BYTES + 1]))
             return
         known = await self._known.get(self._image)
-        if known is not None:
-            await self._fetch_pushed(known)
+        if known is not None and not await self._still_good(known):
+            known = None
         found = await find_profile(self._source, self._image)
         if found != known:
             await self._known.put(self._image, found)
@@ -101,6 +101,16 @@ class Startup:
             await self._fetch_pushed(found)
         elif known is None:
             self._state = "none"
+
+    async def _still_good(self, known: Descriptor) -> bool:
+        """Fetch by the remembered profile; False: it cannot be used, and hides no other one."""
+        try:
+            await self._fetch_pushed(known)
+        except (LazyfsError, RegistryError, OSError) as error:
+            log.info("looking for another profile than the remembered one: %s", error)
+            self._state, self._origin, self._profile = "looking", "", None
+            return False
+        return True
 
     async def _fetch_pushed(self, blob: Descriptor) -> None:
         self._origin = str(blob.digest)

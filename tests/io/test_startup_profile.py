@@ -228,6 +228,10 @@ async def test_a_referrer_that_lies_about_its_blob_is_no_profile(
         await destination.push_referrer(raw, lie, resolved.descriptor.digest)
     async with started(layout, options) as (_, profile):
         assert profile["state"] == "failed"
+    await push(layout, await profile_of(layout, BlockRun(0, 0, 1)), "a later one")
+    async with started(layout, options) as (_, profile):
+        assert profile["state"] == "done", "what was remembered does not hide a good one"
+        assert profile["problem"] is None
 
 
 async def test_a_profile_of_another_image_is_not_pushed(layout: str):
