@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from cache.key import ChunkKey
-from lazyfs.layer.fetcher import Piece
+from lazyfs.layer.piece import Piece
 from lazyfs.model import ByteRange
 from lazyfs.seekable.chunktable import ChunkTable
 from lazyfs.seekable.digests import algorithm_of

@@ -11,19 +11,16 @@ for the next try. Memory held: at most ``RUN_BYTES`` and one piece per request u
 
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
 import trio
 
 from cache.errors import CacheError
-from cache.flights import Flight, Flights
+from cache.flights import Flight
 from cache.key import ChunkKey
-from cache.memo import Memo
-from cache.store import ChunkStore
 from lazyfs.errors import (
     DeadlineExceededError,
     ImageFormatError,
@@ -31,15 +28,13 @@ from lazyfs.errors import (
     SourceUnavailableError,
     VerificationError,
 )
-from lazyfs.failurelog import FailureLog
-from lazyfs.interfaces import BlobSource, Notebook
+from lazyfs.interfaces import BlobSource
 from lazyfs.layer.counters import LayerCounters
-from lazyfs.layer.failures import Failure, FailureMemory, failure_of
-from lazyfs.layer.line import Line
-from lazyfs.layer.macs import MacMemory
-from lazyfs.layer.turns import Answer, Turn, Turns
+from lazyfs.layer.engine import Engine
+from lazyfs.layer.failures import Failure, failure_of
+from lazyfs.layer.piece import Piece, cut
+from lazyfs.layer.turns import Answer, Turn
 from lazyfs.model import ByteRange
-from lazyfs.verity.trusted import LEAF_LIMIT_BYTES
 from registry.retry import ask_again
 
 RUN_BYTES = 8 << 20
@@ -49,34 +44,12 @@ REQUESTS_PER_LAYER = 16
 """Requests under way for one layer: fewer than for all, so that a layer whose blob does not come
 leaves some to the others."""
 
-DECODED_BYTES = 32 << 20
-"""Decompressed chunks kept in memory for all layers (at least one)."""
-
-PROVERS = 2
-"""Threads at once that hold what comes from the store against hash trees."""
-
 SLOWEST_BYTES_PER_S = 16 << 10
 """A fetch that is slower than this, over its whole length, is given up."""
 
 _ROTTEN = "rotten in the cache or sent wrong, fetching it again"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One unit of a blob that is fetched, checked and stored as a whole."""
-
-    key: ChunkKey
-    where: ByteRange
-    """In the blob."""
-    what: str
-    """For a log line: ``chunk 7``."""
-    take_in: Callable[[bytes], bytes]
-    """From the bytes of ``where`` to the bytes to store; pure, slow, run in a thread.
-
-    Raises ``LazyfsError`` where the bytes are not the promised ones.
-    """
 
 
 class _Fetch(NamedTuple):
@@ -102,76 +75,6 @@ class _Queued(NamedTuple):
 
     run: _Run
     turn: Turn
-
-
-@dataclass(slots=True)
-class Engine:
-    """What all layers of a mount share for fetching."""
-
-    nursery: trio.Nursery
-    store: ChunkStore
-    flights: Flights
-    timeout_s: float
-    """How long a fetch may stall; 0: for ever."""
-    requests: trio.CapacityLimiter
-    """Requests under way at once."""
-    workers: trio.CapacityLimiter
-    """Threads that check and decompress."""
-    leaf_bytes: int = LEAF_LIMIT_BYTES
-    """Proven leaf blocks of its hash tree that one layer keeps in memory."""
-    notes: Notebook | None = None
-    """What layers note for a later mount."""
-    provers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(PROVERS))
-    """Threads that hash what comes from the store."""
-    macs: MacMemory = field(default_factory=MacMemory)
-    """What was proven in this daemon's life."""
-    decoded: Memo = field(default_factory=lambda: Memo(DECODED_BYTES))
-    """Decompressed chunks, by layer and index, where the store has none in that form."""
-    store_failed: bool = False
-    """Whether the last write to the store failed (logged once, until it works again)."""
-
-    failures: FailureMemory = field(default_factory=FailureMemory)
-    """What failed last, by layer and part."""
-    lines: FailureLog = field(default_factory=FailureLog)
-    """Which failures become a line in the log."""
-    turns: Turns = field(default_factory=lambda: Turns(Line()))
-    """When what nobody waits for is asked for."""
-
-    async def keep(self, key: ChunkKey, data: bytes) -> None:
-        """Store bytes; without a working cache readers get what they want all the same."""
-        try:
-            await self.store.put(key, data)
-        except CacheError as error:
-            if not self.store_failed:
-                line = f"the cache cannot be written, reading on without it: {error}"
-                self.say(logging.WARNING, line, line, {"event": "cache_failing"})
-            self.store_failed = True
-        else:
-            if self.store_failed:
-                line = "the cache can be written again"
-                self.say(logging.WARNING, line, line, {"event": "cache_recovered"})
-            self.store_failed = False
-
-    def report(self, how: str, failure: Failure, event: str, outage: int = 0) -> None:
-        """Remember a failure, and log it unless the same was logged a moment ago.
-
-        Args:
-            how: what came of it.
-            failure: which.
-            event: the name of that in the log.
-            outage: tells it from the same in another outage, which is news.
-        """
-        self.failures.note(failure)
-        line = f"{failure.layer}: {failure.part} from {failure.host}: {how}: {failure.message}"
-        fields = {"event": event} | failure.fields()
-        self.say(logging.ERROR, line, f"{line} {outage}", fields)
-
-    def say(self, level: int, line: str, same: str, fields: dict[str, object]) -> None:
-        """Log a line, unless ``same`` was logged a moment ago, or very much was."""
-        swallowed = self.lines.admit(same, trio.current_time())
-        if swallowed is not None:
-            more = f" ({swallowed} more like it since)" if swallowed else ""
-            log.log(level, "%s%s", line, more, extra=fields)
 
 
 def _length(run: _Run) -> int:
@@ -590,32 +493,3 @@ class PieceFetcher:
 
     def _failure(self, piece: Piece, error: LazyfsError, host: str | None = None) -> Failure:
         return failure_of(self._name, piece.what, error, host or self._source.origin)
-
-
-async def cut(stream: AsyncIterator[bytes], lengths: Sequence[int]) -> AsyncGenerator[bytes, None]:
-    """Cut a stream into pieces of the given lengths.
-
-    Raises:
-        SourceUnavailableError: the stream ends early.
-    """
-    parts: list[bytes] = []
-    have = 0
-    queue = iter(lengths)
-    length = next(queue, None)
-    async for data in stream:
-        if length is None:
-            return  # more than was asked for
-        parts.append(data)
-        have += len(data)
-        if have < length:
-            continue
-        joined = memoryview(b"".join(parts))
-        start = 0
-        while length is not None and have - start >= length:
-            yield bytes(joined[start : start + length])
-            start += length
-            length = next(queue, None)
-        parts = [bytes(joined[start:])] if start < have else []
-        have -= start
-    if length is not None:
-        raise SourceUnavailableError(f"the stream ended {length - have} bytes early")

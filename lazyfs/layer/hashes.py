@@ -9,8 +9,9 @@ taken from there: the store is not trusted.
 from cache.key import ChunkKey
 from lazyfs.errors import HashBlockMismatchError
 from lazyfs.layer.chunks import Chunks
-from lazyfs.layer.fetcher import Piece, PieceFetcher
+from lazyfs.layer.fetcher import PieceFetcher
 from lazyfs.layer.metadata import VerityMetadata
+from lazyfs.layer.piece import Piece
 from lazyfs.model import ByteRange
 from lazyfs.verity.params import VerityParams
 

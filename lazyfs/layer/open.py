@@ -8,7 +8,8 @@ from lazyfs.interfaces import BlobSource
 from lazyfs.layer.ahead import LayerAhead
 from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.counters import LayerCounters
-from lazyfs.layer.fetcher import Engine, PieceFetcher
+from lazyfs.layer.engine import Engine
+from lazyfs.layer.fetcher import PieceFetcher
 from lazyfs.layer.hashes import HashPieces
 from lazyfs.layer.metadata import LayerMetadata, fetch_metadata
 from lazyfs.layer.paged import PagedReader

@@ -19,11 +19,13 @@ import trio
 from lazyfs.errors import DataBlockMismatchError, VerificationError
 from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.counters import LayerCounters
-from lazyfs.layer.fetcher import Engine, Piece, PieceFetcher
+from lazyfs.layer.engine import Engine
+from lazyfs.layer.fetcher import PieceFetcher
 from lazyfs.layer.hashes import HashPieces
 from lazyfs.layer.macs import GRANULE_BYTES
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
+from lazyfs.layer.piece import Piece
 from lazyfs.layer.together import all_of
 from lazyfs.model import ByteRange
 from lazyfs.verity.params import hash_blocks

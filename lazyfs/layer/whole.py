@@ -27,8 +27,8 @@ from lazyfs.interfaces import BlobSource
 from lazyfs.layer.blocking import BlockingStream
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.decoding import Readable, decoding
+from lazyfs.layer.engine import Engine
 from lazyfs.layer.failures import failure_of
-from lazyfs.layer.fetcher import Engine
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
 from lazyfs.model import ByteRange

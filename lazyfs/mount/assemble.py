@@ -36,8 +36,8 @@ from lazyfs.image.redirects import RedirectingLayer
 from lazyfs.image.single import SingleTree
 from lazyfs.interfaces import ImageTree
 from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.engine import Engine
 from lazyfs.layer.failures import FailureMemory
-from lazyfs.layer.fetcher import Engine
 from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import LayerContext, open_layer
 from lazyfs.layer.opening import OpeningSource, beginning

@@ -22,7 +22,7 @@ from cache.store import ChunkStore
 from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import LazyfsError, MountError, PlanError, SourceUnavailableError
 from lazyfs.interfaces import ImageTree, LayerReader
-from lazyfs.layer.fetcher import Engine
+from lazyfs.layer.engine import Engine
 from lazyfs.mount.assemble import (
     LEAST_LEAF_BYTES,
     REQUESTS_AT_ONCE,

@@ -7,7 +7,7 @@ import trio
 
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.budget import ByteBudget
-from lazyfs.layer.fetcher import cut
+from lazyfs.layer.piece import cut
 from lazyfs.model import ByteRange
 from lazyfs.seekable.chunktable import ChunkTable
 

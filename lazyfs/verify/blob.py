@@ -25,9 +25,9 @@ from lazyfs.errors import (
 from lazyfs.layer.blockproof import BlockProof, BrokenData, proof_in_content
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.layer.contenthash import ContentHash
-from lazyfs.layer.fetcher import cut
 from lazyfs.layer.limits import Limits
 from lazyfs.layer.metadata import LayerMetadata, VerityMetadata, fetch_metadata, plain_metadata
+from lazyfs.layer.piece import cut
 from lazyfs.layer.pieces import each_piece
 from lazyfs.layer.placement import file_size, payload_offset
 from lazyfs.layer.source import RegistrySource

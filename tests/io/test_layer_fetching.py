@@ -9,7 +9,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 import lazyfs.layer.fetcher
 from cache.memory import MemoryStore
 from lazyfs.errors import DeadlineExceededError, SourceUnavailableError
-from lazyfs.layer.fetcher import SLOWEST_BYTES_PER_S, cut
+from lazyfs.layer.fetcher import SLOWEST_BYTES_PER_S
+from lazyfs.layer.piece import cut
 from lazyfs.model import ByteRange, VerifyMode
 from tests.support import layer_builder as build
 from tests.support.blob_simulator import PIECE_BYTES

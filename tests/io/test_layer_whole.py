@@ -10,7 +10,7 @@ import pytest
 import trio
 import zstandard
 
-import lazyfs.layer.fetcher
+import lazyfs.layer.engine
 import lazyfs.layer.whole
 from cache.memory import MemoryStore
 from lazyfs.errors import (
@@ -39,7 +39,7 @@ FORMS = pytest.mark.parametrize("layer", [RAW, ZSTD], ids=["raw", "zstd"])
 @pytest.fixture(autouse=True)
 def remember_little(monkeypatch):
     """So that chunks come from the store, not from memory."""
-    monkeypatch.setattr(lazyfs.layer.fetcher, "DECODED_BYTES", 0)
+    monkeypatch.setattr(lazyfs.layer.engine, "DECODED_BYTES", 0)
 
 
 async def refusal(layer: Layer, blob: bytes | None = None) -> LazyfsError:

@@ -13,7 +13,7 @@ from cache.key import ChunkKey
 from cache.memory import MemoryStore
 from cache.store import ChunkStore
 from lazyfs.layer.counters import LayerCounters
-from lazyfs.layer.fetcher import Engine
+from lazyfs.layer.engine import Engine
 from lazyfs.layer.open import LayerContext, OpenLayer, open_layer
 from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.pages import PageMemory
