@@ -20,7 +20,7 @@ from lazyfs.interfaces import VerifiedReader
 from lazyfs.model import Nid
 from lazyfs.steps import Derive, Need, Request, Steps
 
-MAX_INODES = 1 << 14
+MAX_INODES = 1 << 13
 """Decoded inodes that the layers of a mount remember together (about 330 bytes each)."""
 
 IN_PLACE_BYTES = 1 << 16

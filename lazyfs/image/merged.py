@@ -20,10 +20,10 @@ from lazyfs.image.nodes import Place, node_of, place_of
 from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, Nid, NodeId
 from lazyfs.overlay import MERGED_NLINK, is_opaque, is_whiteout, visible_xattrs
 
-MAX_STACKS = 1 << 15
+MAX_STACKS = 1 << 14
 """Directories whose stack is remembered."""
 
-MAX_LISTED = 1 << 16
+MAX_LISTED = 1 << 14
 """Entries of merged listings that are remembered (the newest listing always is)."""
 
 MAX_MERGED_ENTRIES = 1 << 19

@@ -10,7 +10,7 @@ from collections import OrderedDict
 PAGE_BYTES = 16 << 10
 """Unit of the memory: four 4 KiB blocks, so that neighbours in metadata come along."""
 
-DEFAULT_LIMIT_BYTES = 24 << 20
+DEFAULT_LIMIT_BYTES = 12 << 20
 
 
 class PageMemory:

@@ -68,8 +68,8 @@ REQUESTS_AT_ONCE = 40
 WORKER_THREADS = 2
 """Threads that hash and decompress arriving chunks; more than two brought nothing."""
 
-LEAF_BYTES = 32 << 20
-LEAST_LEAF_BYTES = 512 << 10
+LEAF_BYTES = 12 << 20
+LEAST_LEAF_BYTES = 128 << 10
 """Proven leaf blocks of hash trees kept in memory, by all layers and by each of many."""
 
 DERIVED_BYTES = 24 << 20

@@ -37,7 +37,7 @@ from lazyfs.mount.options import AUTO, FUSE, KERNEL
 from lazyfs.mount.promotion import Promotion
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import RuntimeFolder
-from lazyfs.mount.tuning import read_further_ahead
+from lazyfs.mount.tuning import give_back_freed_memory, read_further_ahead
 from lazyfs.store.layers import LayerFiles
 
 TIMEOUT_ERRNOS = {"eio": errno.EIO, "etimedout": errno.ETIMEDOUT}
@@ -123,6 +123,7 @@ async def _serve_by(
     def announce() -> None:
         life.announce()
         on_ready()
+        give_back_freed_memory()
 
     async def finish() -> None:
         if attached.finish is not None:

@@ -14,7 +14,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """malloc.h"""
 KEPT_BUFFER_BYTES = 4 << 20
 """Larger ones go back to the kernel at once, as ever."""
-KEPT_HEAP_BYTES = 16 << 20
+KEPT_HEAP_BYTES = 8 << 20
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,13 @@ def keep_freed_buffers() -> None:
     if hasattr(libc, "mallopt"):  # not in every C library
         libc.mallopt(M_MMAP_THRESHOLD, KEPT_BUFFER_BYTES)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)
+
+
+def give_back_freed_memory() -> None:
+    """Give freed pages back to the kernel: after work that will not come again, such as a mount."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # not in every C library
+        libc.malloc_trim(0)
 
 
 def read_further_ahead(device: str) -> None:
