@@ -39,7 +39,7 @@ async def list_referrers(
         RegistryError: the registry does not answer, or with something else than a list.
     """
 
-    async def once(endpoint: Endpoint) -> tuple[Descriptor, ...]:
+    async def once(endpoint: Endpoint) -> tuple[Descriptor, ...] | ContentError:
         try:
             found = await _ask_list(endpoint, subject, artifact_type)
         except ResponseError as error:
@@ -47,10 +47,16 @@ async def list_referrers(
                 raise
             index = await fetch_fallback(endpoint, subject)
             found = () if index is None else index.manifests
+        except ContentError as error:
+            # Proxies answer anything to what they do not know: that says nothing of their blobs.
+            return error
         # A registry need not filter.
         return tuple(d for d in found if artifact_type in ("", d.artifact_type))
 
-    return await client.run(once, client.attempts(Capability.REFERRERS))
+    found = await client.run(once, client.attempts(Capability.REFERRERS))
+    if isinstance(found, ContentError):
+        raise found
+    return found
 
 
 async def _ask_list(

@@ -380,6 +380,20 @@ async def test_registries_without_lists_have_a_tag(status):
     assert (await ask_referrers(lambda r: Reply(status if "referrers" in r.path else 404)))[0] == []
 
 
+async def test_a_list_that_is_none_says_nothing_of_the_host():
+    def answer(request: Request) -> Reply:
+        return Reply(200, b"surprise", {"Content-Type": OCI_INDEX})
+
+    async with (
+        scripted_server(answer) as server,
+        open_client(parse_reference(f"{server.host}/a:b"), access(timeout_s=5)) as client,
+    ):
+        with pytest.raises(ContentError):
+            await RegistrySource(client).list_referrers(SUBJECT)
+        (host,) = client.hosts()
+        assert (host.state, host.wrong_answers) == ("ok", 0)
+
+
 async def test_a_push_to_a_registry_with_lists_writes_no_tag():
     def answer(request: Request) -> Reply:
         return Reply(201, headers={"OCI-Subject": str(SUBJECT)})
