@@ -79,9 +79,9 @@ def test_a_daemon_that_takes_over_goes_on_with_it(big_image: ConvertedImage, tmp
         lazyfs("restart", mount.path)
         profile = fetched_ahead(mount)
         assert profile["state"] == "done"
-        fetched = mount.totals()["fetched_bytes"]
+        misses = mount.totals()["cache_misses"]
         assert start(mount) == "45\n"
-        assert mount.totals()["fetched_bytes"] == fetched
+        assert mount.totals()["cache_misses"] == misses
 
 
 def test_what_is_no_profile_is_refused_before_anything_is_mounted(
