@@ -68,7 +68,9 @@ def test_pure_code_waits_for_nothing(module: str):
 def test_importing_a_package_loads_nothing_else(package: str):
     """Or who wants a digest would load a network client, and no static check would see it."""
     tree = parse(ROOT / package / "__init__.py")
-    assert [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)] == []
+    assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
+    imported = [node.names for node in ast.walk(tree) if isinstance(node, ast.Import)]
+    assert {name.name for names in imported for name in names} <= {"sys"}
 
 
 def test_no_module_is_too_long_to_read():

@@ -16,6 +16,7 @@ from lazyfs.errors import (
     NotAFileNodeError,
     NotASymlinkNodeError,
     PlanError,
+    ProfileError,
     RunError,
     SourceUnavailableError,
     UnpackError,
@@ -40,6 +41,7 @@ ERRNO_OF: dict[type[LazyfsError], int] = {
     ConversionError: errno.EIO,
     UnpackError: errno.EIO,
     RunError: errno.EIO,
+    ProfileError: errno.EIO,
 }
 
 

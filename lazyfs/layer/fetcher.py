@@ -162,6 +162,8 @@ class PieceFetcher:
         """
         store = self._engine.store
         found: list[bytes | None] = [None] * len(wanted)
+        waited: set[int] = set()
+        """Those that were waited for: if that was in vain, the disk cannot read them."""
         while True:
             on_disk = []
             for index, (piece, offset, length) in enumerate(wanted):
@@ -169,9 +171,11 @@ class PieceFetcher:
                     try:
                         found[index] = store.read_nowait(piece.key, offset, length)
                     except BlockingIOError:
-                        on_disk.append(index)
+                        if index not in waited:
+                            on_disk.append(index)
             if not on_disk:
                 return found
+            waited.update(on_disk)
             for index in on_disk:
                 piece, offset, length = wanted[index]
                 found[index] = await store.load(piece.key, offset, length)
