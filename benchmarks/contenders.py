@@ -137,9 +137,9 @@ class Lazyfs(Contender):
         return all(layer["chunks"] == layer["chunks_cached"] for layer in layers)
 
     def _status(self) -> dict[str, Any]:
-        status: dict[str, Any]
-        [status] = json.loads(run(*LAZYFS, "status", "--json", self.root))
-        return status
+        """Of the mount on the directory; one that was detached may still be ending."""
+        found: list[dict[str, Any]] = json.loads(run(*LAZYFS, "status", "--json", self.root))
+        return max(found, key=lambda status: float(status["started_s"]))
 
     def stop(self) -> None:
         """Unmount it, and wait for the daemon to end."""
