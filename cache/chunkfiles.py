@@ -184,7 +184,7 @@ class ChunkFiles:
                 raise ChunkTooLargeError(
                     f"chunk {name} has {len(data)} bytes, the store may hold {self._limit_bytes}"
                 )
-            if not data or (self._size(target) == len(data) and name not in self._unreadable):
+            if not data or self._is_stored(name, len(data)):
                 return
             temporary = f"{TEMPORARY_NAME}/{secrets.token_hex(12)}.{charge}"
             descriptor = -1
@@ -197,7 +197,12 @@ class ChunkFiles:
                 write_all(descriptor, data)
                 _stamp(descriptor)
                 with self._ledger.locked() as account:
-                    self._rename(temporary, target, account)
+                    if self._is_stored(name, len(data)):
+                        # Another writer was quicker, and that file may be in use by now.
+                        os.unlink(temporary, dir_fd=self._root)
+                        account.used_bytes -= charge
+                    else:
+                        self._rename(temporary, target, account)
             except BaseException:
                 if descriptor >= 0:
                     # Unlocked and still named, it is what a killed writer leaves behind.
@@ -311,6 +316,9 @@ class ChunkFiles:
         except FileNotFoundError:
             return 0
         return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+    def _is_stored(self, name: str, size_bytes: int) -> bool:
+        return self._size(f"{CHUNKS_NAME}/{name}") == size_bytes and name not in self._unreadable
 
     def _add(self, **increments: int) -> None:
         """Count what may happen in any thread."""

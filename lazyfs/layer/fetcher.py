@@ -432,7 +432,7 @@ class PieceFetcher:
             line = f"{self._name}: can be fetched again"
             fields: dict[str, object] = {"event": "layer_recovered", "layer": self._name}
             self._engine.say(logging.WARNING, line, f"{line} {self._outages}", fields)
-        with flight:
+        with flight, trio.CancelScope(shield=True):  # kept although the mount may be ending
             flight.land(stored)
             if fetch.rotten:
                 await self._discard(piece)

@@ -458,6 +458,27 @@ async def test_a_put_once_begun_ends_although_cancelled(tmp_path: Path, monkeypa
         assert held(store, range(3)) == [1]
 
 
+async def test_of_two_that_write_one_chunk_the_first_file_stays(tmp_path: Path, monkeypatch):
+    """It may be in use by then, and what is in use is neither replaced nor charged to nobody."""
+    write_all = cache.folder.write_all
+    with (
+        await DirectoryStore.open(tmp_path, None) as slow,
+        await DirectoryStore.open(tmp_path, None) as quick,
+    ):
+
+        def overtaken(descriptor: int, data: bytes) -> None:
+            monkeypatch.setattr(cache.chunkfiles, "write_all", write_all)
+            quick._files.put(chunk_key(1).relative_path, data)
+            os.link(chunk_path(tmp_path, 1), tmp_path / "seen")
+            write_all(descriptor, data)
+
+        monkeypatch.setattr(cache.chunkfiles, "write_all", overtaken)
+        await put_blocks(slow, 1)
+        assert chunk_path(tmp_path, 1).samefile(tmp_path / "seen")
+        assert slow.usage_bytes() == charged_on_disk(tmp_path) == BLOCK
+        assert held(slow, range(3)) == [1]
+
+
 async def test_old_lock_files_go_and_held_ones_stay(tmp_path: Path):
     with await DirectoryStore.open(tmp_path, None) as store:
         stale = store.locks_directory / chunk_key(1).file_name

@@ -1,12 +1,14 @@
 """How chunks are asked for: once, neighbours together, for whoever still waits."""
 
 import logging
+from unittest.mock import patch
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 import lazyfs.layer.fetcher
+from cache.key import ChunkKey
 from cache.memory import MemoryStore
 from lazyfs.errors import DeadlineExceededError, SourceUnavailableError
 from lazyfs.layer.fetcher import SLOWEST_BYTES_PER_S
@@ -355,6 +357,26 @@ async def test_the_end_of_the_mount_wakes_who_waits(verify: VerifyMode):
                 await late.read(7 * CHUNK, 10)
     assert {str(error) for error in readers.done + late.done} <= {"the mount is ending"}
     assert late.done
+
+
+async def test_what_a_reader_got_is_kept_although_the_mount_ends():
+    layer = build.seekable(IMAGE, CHUNK)
+    async with rigged() as rig:
+        opened = await rig.open(layer)
+        writers = trio.CapacityLimiter(1)
+        put = rig.store.put
+
+        async def slowly(key: ChunkKey, data: bytes) -> None:
+            async with writers:
+                await put(key, data)
+
+        with patch.object(rig.store, "put", slowly):
+            async with writers:
+                await opened.expect(CHUNK, 10)
+                rig.nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await wait_all_tasks_blocked()
+    assert rig.store.contains(opened.key(1))
 
 
 async def test_a_bug_on_the_way_is_an_error_of_that_read_only(monkeypatch, caplog):
