@@ -1,6 +1,6 @@
 """Read-ahead of one layer: from the ranges that are read to the chunks that are fetched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from lazyfs.layer.line import Line
 from lazyfs.layer.readahead import ReadAhead
@@ -23,6 +23,8 @@ class LayerAhead:
         self._line = line
         self._begin = begin
         self._readers = ReadAhead()
+        self.coming: Container[int] = ()
+        """Chunks that are fetched anyway, by somebody who knows what is wanted after them."""
         self._largest = max((table.chunk(0).length, 1)) if len(table) else 1
 
     def used(self, offset: int, length: int) -> None:
@@ -33,7 +35,7 @@ class LayerAhead:
         """
         most = max(self._line.ahead_bytes, 2 * self._largest)
         found = self._readers.used(offset, length, most)
-        if found is None or not found[1].length:
+        if found is None or not found[1].length or self._table.index_at(offset) in self.coming:
             return
         reader, window = found
         stop = window.end if window.end < self._size_bytes else self._table.content_size_bytes

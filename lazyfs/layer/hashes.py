@@ -6,6 +6,8 @@ second daemon needs no network for them), and proven against the root digest whe
 taken from there: the store is not trusted.
 """
 
+from collections.abc import Iterable, Sequence
+
 from cache.key import ChunkKey
 from lazyfs.errors import HashBlockMismatchError
 from lazyfs.layer.chunks import Chunks
@@ -15,8 +17,11 @@ from lazyfs.layer.piece import Piece
 from lazyfs.model import ByteRange
 from lazyfs.verity.params import VerityParams
 
-PIECE_BYTES = 64 << 10
-"""Hash blocks are fetched in this unit; with SHA-512 it proves 4 MiB of data."""
+PIECE_BYTES = 16 << 10
+"""Hash blocks are stored in this unit; with SHA-512 it proves 1 MiB of data."""
+
+PIECES_AT_ONCE = 4
+"""So many are fetched together for a reader, who is likely to read on near by."""
 
 
 def piece_size(params: VerityParams) -> int:
@@ -26,7 +31,7 @@ def piece_size(params: VerityParams) -> int:
 
 def piece_key(params: VerityParams, root_digest: bytes, number: int) -> ChunkKey:
     """What names such a piece in the store."""
-    return ChunkKey(params.algorithm, root_digest.hex(), f"tree-{number}")
+    return ChunkKey(params.algorithm, root_digest.hex(), f"hash-{number}")
 
 
 class HashPieces:
@@ -58,12 +63,19 @@ class HashPieces:
         self._piece_bytes = piece_size(self.tree.params)
 
     def begin(self, first_block: int, count: int) -> None:
-        """Begin to fetch the hash blocks that those data blocks will need, if any."""
+        """Begin to fetch the hash blocks that those data blocks will need, and their neighbours."""
         missing = self.tree.missing(first_block, count)
         if missing:
-            self._fetcher.want(
-                piece for number in self._numbers(missing) for piece, _, _ in self._places(number)
-            )
+            self._want(self._numbers(missing, PIECES_AT_ONCE))
+
+    def begin_exactly(self, spans: Iterable[tuple[int, int]]) -> None:
+        """Begin to fetch the hash blocks that several spans of data blocks will need, no more."""
+        missing = [where for span in spans for where in self.tree.missing(*span)]
+        if missing:
+            self._want(self._numbers(missing))
+
+    def _want(self, numbers: Sequence[int]) -> None:
+        self._fetcher.want(piece for number in numbers for piece, _, _ in self._places(number))
 
     async def ensure(self, first_block: int, count: int) -> None:
         """Have every hash block in the tree that those data blocks need.
@@ -102,12 +114,19 @@ class HashPieces:
             return error
         return None
 
-    def _numbers(self, missing: list[ByteRange]) -> list[int]:
-        """The pieces over some ranges of the payload, those of upper levels first."""
-        size = self._piece_bytes
-        numbers: dict[int, None] = {}
+    def _numbers(self, missing: Sequence[ByteRange], at_once: int = 1) -> list[int]:
+        """The pieces over some ranges of the payload, those of upper levels first.
+
+        Args:
+            missing: the ranges.
+            at_once: pieces; where one of so many is among them, all are.
+        """
+        unit = at_once * self._piece_bytes
+        count = -(-self.tree.payload_size_bytes // self._piece_bytes)
+        numbers: set[int] = set()
         for where in missing:
-            numbers.update(dict.fromkeys(range(where.offset // size, -(-where.end // size))))
+            first, end = where.offset // unit * at_once, -(-where.end // unit) * at_once
+            numbers.update(range(first, min(end, count)))
         return sorted(numbers)
 
     def _where(self, number: int) -> ByteRange:

@@ -234,8 +234,7 @@ class VerityLayer(StoredLayer):
     async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``; the hash blocks too."""
         spans = [self._blocks(self._span(*where)) for where in ranges]
-        for blocks in spans:
-            self._hashes.begin(*blocks)
+        self._hashes.begin_exactly(spans)
         await super().have(ranges)
         for blocks in spans:
             await self._hashes.ensure(*blocks)

@@ -6,17 +6,19 @@ some bytes at most (``lazyfs.profile.batches.LIMIT_BYTES``), and is no error of 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import trio
 
 from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import LazyfsError, ProfileError
+from lazyfs.layer.ahead import LayerAhead
 from lazyfs.layer.prefetch import Progress, fetch_batches, prefetch
 from lazyfs.mount.options import MountOptions
 from lazyfs.mount.report import LayerReport
-from lazyfs.profile.batches import Dropped, plan_batches
+from lazyfs.profile.batches import Batch, Dropped, plan_batches
 from lazyfs.profile.document import MAX_PROFILE_BYTES, Profile, decode_profile
 from lazyfs.pushedprofile import KnownProfiles, fetch_profile, find_profile
 from lazyfs.resolve import ResolvedImage
@@ -138,5 +140,26 @@ class Startup:
         batches, self._dropped = plan_batches(profile.blocks, tables)
         self._state = "fetching"
         readers = {number: layer.opened.reader for number, layer in named.items()}
-        await fetch_batches(batches, readers, self._progress)
+        with _expected(batches, named):
+            await fetch_batches(batches, readers, self._progress)
         self._state = "done"
+
+
+@contextmanager
+def _expected(batches: Sequence[Batch], layers: Mapping[int, LayerReport]) -> Iterator[None]:
+    """No read-ahead by who reads what batches bring: they bring what he wants next as well."""
+    coming: dict[LayerAhead, set[int]] = {}
+    for batch in batches:
+        for number, ranges in batch.ranges.items():
+            opened = layers[number].opened
+            if opened.reader.ahead is not None and opened.chunks is not None:
+                chunks = coming.setdefault(opened.reader.ahead, set())
+                for where in ranges:
+                    chunks.update(index for index, _ in opened.chunks.table.parts(where))
+    try:
+        for ahead, chunks in coming.items():
+            ahead.coming = chunks
+        yield
+    finally:
+        for ahead in coming:
+            ahead.coming = ()

@@ -81,7 +81,7 @@ async def test_absent_and_short_are_none_and_never_partial(kind: str, tmp_path: 
 
 async def test_forms_of_one_digest_are_apart(kind: str, tmp_path: Path):
     store = await open_store(kind, tmp_path)
-    keys = [chunk_key(1)._replace(form=form) for form in ("data", "frame", "tree-0", "tree-1")]
+    keys = [chunk_key(1)._replace(form=form) for form in ("data", "frame", "hash-0", "hash-1")]
     for number, key in enumerate(keys):
         await store.put(key, bytes([number]) * 10)
     for number, key in enumerate(keys):

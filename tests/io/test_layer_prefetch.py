@@ -6,6 +6,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import lazyfs.layer.prefetch
+from lazyfs.layer.hashes import PIECE_BYTES, PIECES_AT_ONCE
 from lazyfs.layer.prefetch import prefetch
 from lazyfs.layer.seekable import FrameLayer, VerityLayer
 from lazyfs.model import ByteRange, VerifyMode
@@ -61,6 +62,41 @@ async def test_a_layer_that_fails_does_not_keep_others_from_coming(caplog, monke
         await broken.expect_all()
     warnings = [line for line in caplog.messages if line.startswith("background fetch")]
     assert 1 <= len(warnings) <= lazyfs.layer.prefetch.STEPS_AT_ONCE
+
+
+async def test_only_the_hash_blocks_of_what_comes_are_fetched_with_it():
+    """A reader gets their neighbours as well, for he is likely to need them next."""
+    layer = build.seekable(noise(4 << 20), CHUNK, Verity(512))
+    fetched = []
+    for background in (True, False):
+        async with rigged() as rig:
+            opened = await rig.open(layer)
+            where = ByteRange(31 * CHUNK, CHUNK)
+            if background:
+                await opened.reader.have([where])
+            else:
+                await opened.expect(*where)
+            of_tree = [asked for asked in opened.blob.requests if asked.offset > layer.tree.offset]
+            fetched.append([asked.length for asked in of_tree])
+    assert fetched[0] == [PIECE_BYTES]
+    ((length,),) = fetched[1:]
+    assert PIECE_BYTES < length <= PIECES_AT_ONCE * PIECE_BYTES
+
+
+async def test_who_reads_what_comes_anyway_makes_nothing_else_come():
+    layer = build.seekable(noise(40 * CHUNK), CHUNK)
+    fetched = []
+    for coming in (range(20), range(20, 40)):
+        async with rigged() as rig:
+            opened = await rig.open(layer)
+            assert opened.reader.ahead is not None
+            opened.reader.ahead.coming = coming
+            for offset in range(0, 10 * CHUNK, CHUNK // 2):
+                await opened.reader.read_once(offset, CHUNK // 2)
+            await wait_all_tasks_blocked()
+            fetched.append(sum(rig.store.contains(opened.key(chunk)) for chunk in range(40)))
+    assert fetched[0] == 10
+    assert fetched[1] > 10
 
 
 async def test_reads_do_not_wait_for_it(monkeypatch):

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import trio
 
+import lazyfs.mount.startup
 import lazyfs.profile.batches
 from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import ProfileError
+from lazyfs.layer.prefetch import fetch_batches
 from lazyfs.mount.assemble import open_image
 from lazyfs.mount.mountedimage import MountedImage
 from lazyfs.mount.options import MountOptions
@@ -121,6 +123,27 @@ async def test_the_newest_profile_is_found_and_what_it_names_is_fetched(
         while cached(opened)[0] < 3:  # what has come is written a moment later
             await trio.sleep(0.01)
         assert cached(opened)[0] in (3, 4), "these, and the front, which is needed to mount"
+
+
+async def test_nothing_is_read_ahead_from_what_a_profile_brings(
+    name: str, options: MountOptions, monkeypatch
+):
+    aheads, expected = [], []
+
+    async def observed(batches, readers, progress) -> None:
+        aheads.append(readers[0].ahead)
+        expected.append(set(readers[0].ahead.coming))
+        await fetch_batches(batches, readers, progress)
+
+    await push(
+        name,
+        await profile_of(name, BlockRun(0, 8 * BLOCKS_IN_CHUNK, 3 * BLOCKS_IN_CHUNK)),
+        "2026-01-02T00:00:00Z",
+    )
+    monkeypatch.setattr(lazyfs.mount.startup, "fetch_batches", observed)
+    async with started(name, options):
+        assert [set(ahead.coming) for ahead in aheads] == [set()]
+    assert expected == [{8, 9, 10}]
 
 
 async def test_a_known_profile_is_used_again_without_its_registry(

@@ -9,7 +9,7 @@ from cache.key import DIGEST_HEX_LENGTHS, ChunkKey
 
 HEX = "0123456789abcdef"
 FORMS = st.one_of(
-    st.sampled_from(["data", "frame", "table"]), st.integers(0, 10**9).map(lambda n: f"tree-{n}")
+    st.sampled_from(["data", "frame", "table"]), st.integers(0, 10**9).map(lambda n: f"hash-{n}")
 )
 KEYS = st.sampled_from(sorted(DIGEST_HEX_LENGTHS.items())).flatmap(
     lambda row: st.builds(
@@ -21,7 +21,7 @@ KEYS = st.sampled_from(sorted(DIGEST_HEX_LENGTHS.items())).flatmap(
 def test_a_key_names_a_file_by_algorithm_first_digits_digest_and_form():
     digest = "ab" + "0" * 126
     assert ChunkKey("sha512", digest, "data").relative_path == f"sha512/ab/{digest}.data"
-    assert ChunkKey("sha512", digest, "tree-7").file_name == f"sha512-{digest}.tree-7"
+    assert ChunkKey("sha512", digest, "hash-7").file_name == f"sha512-{digest}.hash-7"
 
 
 @given(KEYS, KEYS)
@@ -53,10 +53,10 @@ def test_a_good_key_stays_in_the_store(key: ChunkKey):
         ChunkKey("sha256", "0" * 128, "data"),
         ChunkKey("sha256", "0" * 64, ""),
         ChunkKey("sha256", "0" * 64, "data\n"),
-        ChunkKey("sha256", "0" * 64, "tree-"),
-        ChunkKey("sha256", "0" * 64, "tree-01"),
-        ChunkKey("sha256", "0" * 64, "tree--1"),
-        ChunkKey("sha256", "0" * 64, "tree-1.data"),
+        ChunkKey("sha256", "0" * 64, "hash-"),
+        ChunkKey("sha256", "0" * 64, "hash-01"),
+        ChunkKey("sha256", "0" * 64, "hash--1"),
+        ChunkKey("sha256", "0" * 64, "hash-1.data"),
         ChunkKey("sha256", "0" * 64, "../../data"),
         ChunkKey("sha256", "0" * 64, "d" * 17),
     ],
