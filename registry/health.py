@@ -21,7 +21,8 @@ LATENCIES_KEPT = 64
 LATENCIES_NEEDED = 8
 SLOW_QUANTILE = 0.95
 SLOW_FACTOR = 2.0
-SHORTEST_HEDGE_S = 0.02
+SHORTEST_HEDGE_S = 0.1
+"""What a busy machine takes to notice an answer is no reason to fetch it twice."""
 UNKNOWN_HEDGE_S = 2.0
 """When to ask twice as long as nothing is known."""
 HEDGES_PER_REQUEST = 0.05
