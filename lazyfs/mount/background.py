@@ -26,7 +26,7 @@ from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.logs import FORMATS, LogChoice, log_to_stderr
 from lazyfs.mount.mountedimage import ImageOpener
 from lazyfs.mount.request import MountRequest, about
-from lazyfs.mount.tuning import keep_freed_buffers
+from lazyfs.mount.tuning import tune_allocator
 from registry.errors import RegistryError
 
 EXPECTED_ERRORS = (LazyfsError, RegistryError, CacheError, OSError)
@@ -147,7 +147,7 @@ def _run(
 ) -> int:
     log_to_stderr(logs, logging.INFO, about(request))
     raise_file_limit()
-    keep_freed_buffers()
+    tune_allocator()
     if starter is not None:
         logging.getLogger().addHandler(starter)
     try:

@@ -10,7 +10,7 @@ from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.openers import open_named
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.service import Service
-from lazyfs.mount.tuning import keep_freed_buffers
+from lazyfs.mount.tuning import tune_allocator
 
 
 def serve_in_foreground(
@@ -28,7 +28,7 @@ def serve_in_foreground(
         show(f"serving {request.image} on {request.mountpoint}; Ctrl-C unmounts")
 
     raise_file_limit()
-    keep_freed_buffers()
+    tune_allocator()
     device = None if service.taken_over is None else service.taken_over.device
     try:
         end = trio.run(serve_mount, request, open_named, announce, Custody(service.keeper, device))

@@ -1,0 +1,37 @@
+"""The allocator of the daemon; Debian's C library tells how many heaps it has (malloc_info)."""
+
+import subprocess
+import sys
+
+THREADS = """
+import ctypes, sys, threading
+from lazyfs.mount.tuning import tune_allocator
+if sys.argv[1] == "tuned":
+    tune_allocator()
+together = threading.Barrier(4)
+def work():
+    together.wait()
+    kept = bytes(100_000)
+    together.wait()
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+stdout = ctypes.c_void_p.in_dll(libc, "stdout")
+libc.malloc_info(0, stdout)
+libc.fflush(stdout)
+"""
+
+
+def heaps(how: str) -> int:
+    """Heaps of a process in which threads took memory at once."""
+    command = [sys.executable, "-c", THREADS, how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout.count("<heap nr=")
+
+
+def test_threads_share_one_heap():
+    assert heaps("tuned") == 1
+    assert heaps("as it comes") > 1
