@@ -5,7 +5,6 @@ ranges that follow and asked for again when it stops working. An answer that bre
 where it ended, at the same host or the next.
 """
 
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import trio
 
 from registry.answers import OK, PARTIAL, Wanted, check_head, exact_body
 from registry.attempts import Attempts, may_pass, note_failure
-from registry.client import RegistryClient
+from registry.client import RegistryClient, Served
 from registry.deadlines import INFINITE
 from registry.digest import verify
 from registry.endpoint import Endpoint, pull_scope
@@ -50,15 +49,6 @@ LACKS_IT_S = 60.0
 """How long a host that does not have (or give) the blob is asked last."""
 STALE_STATUSES = frozenset({400, 401, 403, 404, 410})
 """What a signed URL answers when it has expired, depending on the storage."""
-REMEMBERED_ANSWERS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Served:
-    start: int
-    end: int
-    endpoint: Endpoint
-    host: str
 
 
 @dataclass(slots=True)
@@ -79,7 +69,6 @@ class RemoteBlob:
         self._client = client
         self._descriptor = descriptor
         self._at = {endpoint: _AtHost() for endpoint in client.able(Capability.PULL)}
-        self._served: deque[_Served] = deque(maxlen=REMEMBERED_ANSWERS)
         self._whole = trio.Lock()
         """Held by who reads the beginning of a blob that comes as a whole; the others wait."""
         self._what = f"{client}: {descriptor.digest}"
@@ -124,11 +113,15 @@ class RemoteBlob:
             names.append(name)
         return ", ".join(dict.fromkeys(names)) or self.origin
 
-    def _who_served(self, offset: int, end: int) -> list[_Served]:
+    def _who_served(self, offset: int, end: int) -> list[Served]:
         """The last answers that gave a range; an answer goes at most to where the next begins."""
         found = []
-        for served in reversed(self._served):
-            if served.start < end and offset < served.end:
+        for served in reversed(self._client.served):
+            if (
+                served.blob == self._descriptor.digest
+                and served.start < end
+                and offset < served.end
+            ):
                 found.append(served)
                 end = max(served.start, offset)
                 if end <= offset:
@@ -186,7 +179,9 @@ class RemoteBlob:
                     race = hedged(first, second, delay_s, open_at)
                     endpoint, (host, body) = await stack.enter_async_context(race)
                 end = wanted.offset + wanted.length
-                self._served.append(_Served(wanted.offset, end, endpoint, host))
+                self._client.served.append(
+                    Served(wanted.blob.digest, wanted.offset, end, endpoint, host)
+                )
                 limit.deadline = INFINITE
             if limit.cancelled_caught:
                 raise attempts.expired(first)
@@ -231,7 +226,8 @@ class RemoteBlob:
             if kept := self._prefix(wanted.offset, end):
                 return kept
             prefix = await self._read_prefix(endpoint, response)
-        self._served.append(_Served(0, len(prefix), endpoint, host_of(response.url)))
+        host = host_of(response.url)
+        self._client.served.append(Served(self._descriptor.digest, 0, len(prefix), endpoint, host))
         return prefix[wanted.offset : end]
 
     async def _read_prefix(self, endpoint: Endpoint, response: httpx.Response) -> bytes:

@@ -1,7 +1,8 @@
 """One repository of a registry, wherever it is served: operations with failover and retries."""
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import httpx
 import trio
@@ -16,7 +17,20 @@ from registry.hosts import Capability
 from registry.interfaces import Access
 from registry.reference import Reference
 
+REMEMBERED_ANSWERS = 1024
+"""Answers of which it is known who gave them, so that who gave wrong bytes can be named."""
+
 T = TypeVar("T")
+
+
+class Served(NamedTuple):
+    """An answer with bytes of a blob."""
+
+    blob: Digest
+    start: int
+    end: int
+    endpoint: Endpoint
+    host: str
 
 
 class RegistryClient:
@@ -30,6 +44,8 @@ class RegistryClient:
         self.deadlines: Deadlines = deadlines(access.timeout_s)
         self.prefixes: dict[Digest, bytes] = {}
         """Beginnings of blobs that come as a whole only; for ``registry.blob``."""
+        self.served: deque[Served] = deque(maxlen=REMEMBERED_ANSWERS)
+        """The last answers, of all blobs; likewise."""
 
     def __str__(self) -> str:
         return f"{self.reference.registry}/{self.reference.repository}"

@@ -5,6 +5,7 @@ mirror, before an honest registry.
 """
 
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import pytest
 import trio
 
+from registry import client
 from registry.digest import Digest
 from registry.errors import (
     ContentError,
@@ -43,6 +45,7 @@ from tests.support.http_server import Reply, Request
 
 DATA = bytes(range(256)) * 40
 BLOB = Descriptor(OCTET_STREAM, Digest.of(DATA), len(DATA))
+OTHER = DATA[1:]
 TIMEOUT_S = 12.0
 SLACK_S = TIMEOUT_S / 2 + 1
 OFFSET, LENGTH = 1000, 5000
@@ -289,3 +292,22 @@ async def test_whom_to_blame_for_a_range_of_two_hosts(tmp_path, autojump_clock):
             # Of a range that was never asked for nobody is to blame.
             assert reader.distrust(0, 10) == registry.host
             assert states(source)["registry"].wrong_answers == 1
+
+
+async def test_who_gave_what_is_remembered_up_to_one_limit_for_all_blobs(monkeypatch):
+    monkeypatch.setattr(client, "REMEMBERED_ANSWERS", 5)
+    before = _remembered()
+    async with (
+        serving(FakeRegistry([DATA, OTHER])) as registry,
+        opened(registry) as (source, reader),
+    ):
+        other = await source.open_blob(Descriptor(OCTET_STREAM, Digest.of(OTHER), len(OTHER)))
+        for offset in range(8):
+            await reader.fetch(offset, 1)
+            await other.fetch(offset, 1)
+        assert _remembered() - before == 5
+
+
+def _remembered() -> int:
+    gc.collect()
+    return sum(isinstance(thing, client.Served) for thing in gc.get_objects())
