@@ -1,8 +1,9 @@
 """The chunks of one blob as pieces to fetch and store."""
 
 import hashlib
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import TypeAlias
 
 from cache.key import ChunkKey
 from lazyfs.layer.piece import Piece
@@ -10,8 +11,17 @@ from lazyfs.model import ByteRange
 from lazyfs.seekable.chunktable import ChunkTable
 from lazyfs.seekable.digests import algorithm_of
 
-KNOWN_PIECES = 128
-"""Chunks of a layer whose description is remembered: making one costs as much as a small read."""
+KNOWN_PIECES = 1024
+"""Chunks whose description (1 KiB) a mount remembers, of whatever layers: making one costs as much
+as a small read."""
+
+PieceMemory: TypeAlias = Callable[["Chunks", int], Piece]
+"""The chunk of an index as the fetcher wants it."""
+
+
+def remembered_pieces() -> PieceMemory:
+    """A memory of the descriptions used last, for all layers of a mount."""
+    return lru_cache(KNOWN_PIECES)(Chunks.describe)
 
 
 class Chunks:
@@ -25,6 +35,7 @@ class Chunks:
         form: str,
         *,
         verify: bool,
+        pieces: PieceMemory | None = None,
     ) -> None:
         """Describe the chunks of a table.
 
@@ -35,6 +46,7 @@ class Chunks:
             form: ``data``: store them decompressed; ``frame``: as they come.
             verify: whether frames are checked on arrival. Unverified chunks are stored
                 under another form, so that no other mount takes them for verified ones.
+            pieces: remembers their descriptions; None: nothing does.
         """
         self.table = table
         self.image_size_bytes = image_size_bytes
@@ -42,10 +54,11 @@ class Chunks:
         self._form = form if verify else f"unverified{form}"
         self._decompress = form == "data"
         self._verify = verify
-        self.piece = lru_cache(KNOWN_PIECES)(self._piece)
-        """The chunk of an index as the fetcher wants it; the last ones are remembered."""
+        self.piece: Callable[[int], Piece] = partial(pieces or Chunks.describe, self)
+        """The chunk of an index as the fetcher wants it, remembered or made."""
 
-    def _piece(self, index: int) -> Piece:
+    def describe(self, index: int) -> Piece:
+        """Make the description of a chunk."""
         table = self.table
         digest = table.digest(index)
         where = table.frame(index)

@@ -12,11 +12,12 @@ from cache.memo import Memo
 from cache.store import ChunkStore
 from lazyfs.failurelog import FailureLog
 from lazyfs.interfaces import Notebook
+from lazyfs.layer.chunks import PieceMemory, remembered_pieces
 from lazyfs.layer.failures import Failure, FailureMemory
 from lazyfs.layer.line import Line
 from lazyfs.layer.macs import MacMemory
 from lazyfs.layer.turns import Turns
-from lazyfs.verity.trusted import LEAF_LIMIT_BYTES
+from lazyfs.verity.leaves import LeafMemory
 
 DECODED_BYTES = 32 << 20
 """Decompressed chunks kept in memory for all layers (at least one)."""
@@ -40,10 +41,12 @@ class Engine:
     """Requests under way at once."""
     workers: trio.CapacityLimiter
     """Threads that check and decompress."""
-    leaf_bytes: int = LEAF_LIMIT_BYTES
-    """Proven leaf blocks of its hash tree that one layer keeps in memory."""
     notes: Notebook | None = None
     """What layers note for a later mount."""
+    leaves: LeafMemory = field(default_factory=LeafMemory)
+    """Proven leaf blocks of hash trees."""
+    pieces: PieceMemory = field(default_factory=remembered_pieces)
+    """Descriptions of chunks."""
     provers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(PROVERS))
     """Threads that hash what comes from the store."""
     macs: MacMemory = field(default_factory=MacMemory)

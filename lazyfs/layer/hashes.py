@@ -15,6 +15,7 @@ from lazyfs.layer.fetcher import PieceFetcher
 from lazyfs.layer.metadata import VerityMetadata
 from lazyfs.layer.piece import Piece
 from lazyfs.model import ByteRange
+from lazyfs.verity.leaves import LeafMemory
 from lazyfs.verity.params import VerityParams
 
 PIECE_BYTES = 16 << 10
@@ -42,7 +43,7 @@ class HashPieces:
         verity: VerityMetadata,
         chunks: Chunks,
         fetcher: PieceFetcher,
-        leaf_bytes: int,
+        leaves: LeafMemory,
     ) -> None:
         """Take hash blocks from where ``verity`` says: ``chunks`` or the blob itself.
 
@@ -50,12 +51,12 @@ class HashPieces:
             verity: the tree.
             chunks: of the layer.
             fetcher: of the layer.
-            leaf_bytes: proven leaf blocks to keep in memory.
+            leaves: keeps proven leaf blocks in memory.
 
         Raises:
             HashBlockMismatchError: the top of the tree does not have the root digest.
         """
-        self.tree = verity.tree(leaf_bytes)
+        self.tree = verity.tree(leaves)
         self._root_digest = verity.root_digest
         self._payload = verity.payload
         self._chunks = chunks if verity.in_content else None

@@ -15,9 +15,10 @@ from lazyfs.seekable.ondisk import SKIPPABLE_HEADER
 from lazyfs.seekable.pointers import Pointers, TablePointer, TreePointer
 from lazyfs.seekable.skippable import decode_skippable_header
 from lazyfs.seekable.tables import check_table_digest, decode_table
+from lazyfs.verity.leaves import LeafMemory
 from lazyfs.verity.ondisk import SUPERBLOCK
 from lazyfs.verity.params import VerityParams, decode_superblock
-from lazyfs.verity.trusted import LEAF_LIMIT_BYTES, TrustedHashTree
+from lazyfs.verity.trusted import TrustedHashTree
 from registry.retry import ask_again
 
 HEAD_BYTES = 64 << 10
@@ -48,14 +49,14 @@ class VerityMetadata:
     head: bytes
     """The beginning of the payload, unproven."""
 
-    def tree(self, leaf_limit_bytes: int = LEAF_LIMIT_BYTES) -> TrustedHashTree:
+    def tree(self, leaves: LeafMemory | None = None) -> TrustedHashTree:
         """The tree, with what ``head`` holds of it already proven.
 
         Raises:
             ImageFormatError: the root digest is of another algorithm.
             HashBlockMismatchError: the top of the tree does not have the root digest.
         """
-        tree = TrustedHashTree(self.params, self.root_digest, leaf_limit_bytes)
+        tree = TrustedHashTree(self.params, self.root_digest, leaves)
         if self.params.data_blocks > 1:
             whole = min(len(self.head), tree.payload_size_bytes)
             whole -= whole % self.params.hash_block_size_bytes

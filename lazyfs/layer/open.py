@@ -115,7 +115,14 @@ def _open_seekable(
 
     def chunks_as(form: str, *, checked: bool = True) -> Chunks:
         digest = str(plan.descriptor.digest)
-        return Chunks(metadata.table, metadata.image_size_bytes, digest, form, verify=checked)
+        return Chunks(
+            metadata.table,
+            metadata.image_size_bytes,
+            digest,
+            form,
+            verify=checked,
+            pieces=context.engine.pieces,
+        )
 
     reader: PagedReader
     if verify is VerifyMode.OFF:
@@ -124,7 +131,7 @@ def _open_seekable(
         proof = "nothing"
     elif verity is not None and (verify is VerifyMode.ALWAYS or not metadata.chunks_proven):
         chunks = chunks_as("data")
-        hashes = HashPieces(verity, chunks, fetcher, context.engine.leaf_bytes)
+        hashes = HashPieces(verity, chunks, fetcher, context.engine.leaves)
         reader = VerityLayer(context.number, chunks, *common, hashes, context.engine)
         proof = f"dm-verity ({verity.params.algorithm}) of each block"
         if metadata.chunks_proven:

@@ -68,10 +68,6 @@ REQUESTS_AT_ONCE = 40
 WORKER_THREADS = 2
 """Threads that hash and decompress arriving chunks; more than two brought nothing."""
 
-LEAF_BYTES = 12 << 20
-LEAST_LEAF_BYTES = 128 << 10
-"""Proven leaf blocks of hash trees kept in memory, by all layers and by each of many."""
-
 DERIVED_BYTES = 24 << 20
 """Decompressed pclusters kept in memory."""
 
@@ -150,7 +146,6 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
                 timeout_s=options.timeout_s,
                 requests=trio.CapacityLimiter(REQUESTS_AT_ONCE),
                 workers=trio.CapacityLimiter(WORKER_THREADS),
-                leaf_bytes=max(LEAF_BYTES // len(plans), LEAST_LEAF_BYTES),
                 notes=documents,
             )
             opened = await _open_layers(source, resolved, plans, engine, options, documents)

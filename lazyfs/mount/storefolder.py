@@ -24,7 +24,6 @@ from lazyfs.errors import LazyfsError, MountError, PlanError, SourceUnavailableE
 from lazyfs.interfaces import ImageTree, LayerReader
 from lazyfs.layer.engine import Engine
 from lazyfs.mount.assemble import (
-    LEAST_LEAF_BYTES,
     REQUESTS_AT_ONCE,
     WORKER_THREADS,
     LayerOpener,
@@ -167,7 +166,6 @@ async def open_store(name: str, options: MountOptions) -> AsyncIterator[MountedI
                 timeout_s=options.timeout_s,
                 requests=trio.CapacityLimiter(REQUESTS_AT_ONCE),
                 workers=trio.CapacityLimiter(WORKER_THREADS),
-                leaf_bytes=LEAST_LEAF_BYTES,
                 notes=notes,
             )
             folder = StoreFolder(name, engine, options, index, documents, notes)

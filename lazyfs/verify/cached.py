@@ -131,7 +131,7 @@ async def _fetch(plan: LayerPlan, blob: KeptSpans, index: KeptSpans | None) -> L
         raise AssertionError("a layer without a table")
     metadata = await fetch_metadata(plan.pointers, blob, index)
     if metadata.verity is not None:
-        metadata.verity.tree(0)  # raises if its top is not that of the root digest
+        metadata.verity.tree()  # raises if its top is not that of the root digest
     return metadata
 
 

@@ -9,19 +9,15 @@ The caller asks what is missing, fetches it, hands it in, and then has data veri
 
 Only hash blocks that were proven against the root digest are kept. Upper levels stay (1/64 of
 the leaf level with SHA-512 and blocks of 4 KiB); leaf blocks are dropped, least recently used
-first, beyond a limit. Not for several threads at once. Under trio a task is alone between two
-checkpoints: let there be none between the last ``missing`` and ``verify``.
+first, beyond a limit that trees may share. Not for several threads at once. Under trio a task is
+alone between two checkpoints: let there be none between the last ``missing`` and ``verify``.
 """
-
-from collections import OrderedDict
 
 from lazyfs.errors import DataBlockMismatchError, HashBlockMismatchError, ImageFormatError
 from lazyfs.model import ByteRange
 from lazyfs.verity.geometry import geometry
+from lazyfs.verity.leaves import LeafMemory
 from lazyfs.verity.params import VerityParams, hash_blocks
-
-LEAF_LIMIT_BYTES = 8 << 20
-"""Leaf blocks kept; this much covers 512 MiB of data with SHA-512 and blocks of 4 KiB."""
 
 
 class TrustedHashTree:
@@ -31,15 +27,15 @@ class TrustedHashTree:
         self,
         params: VerityParams,
         root_digest: bytes,
-        leaf_limit_bytes: int = LEAF_LIMIT_BYTES,
+        leaves: LeafMemory | None = None,
     ) -> None:
         """Begin with nothing but the root.
 
         Args:
             params: shape of the tree. It need not be proven: a wrong one proves nothing.
             root_digest: trusted.
-            leaf_limit_bytes: leaf blocks to keep. It gives way to a single request that
-                needs more.
+            leaves: keeps the leaf blocks, and may be shared with other trees; None: one of
+                its own. Its limit gives way to a single request that needs more.
 
         Raises:
             ImageFormatError: the digest is not one of the tree's algorithm.
@@ -52,8 +48,8 @@ class TrustedHashTree:
         self._geometry = geometry(params)
         self._root_digest = root_digest
         self._hash = params.hasher()
-        self._leaves: OrderedDict[int, bytes] = OrderedDict()
-        self._leaf_limit = max(1, leaf_limit_bytes // params.hash_block_size_bytes)
+        self._leaves = LeafMemory() if leaves is None else leaves
+        self._first_key = self._leaves.first_key()
         self._uppers: tuple[dict[int, bytes], ...] = tuple({} for _ in self._geometry.levels[1:])
 
     @property
@@ -73,11 +69,14 @@ class TrustedHashTree:
             return []
         fan_out = self.params.digests_per_block
         first, last = first_block // fan_out, (first_block + count - 1) // fan_out
-        self._leaf_limit = max(self._leaf_limit, last - first + 1)
+        needed_bytes = (last - first + 1) * self.params.hash_block_size_bytes
+        if needed_bytes > self._leaves.limit_bytes:
+            self._leaves.limit_bytes = needed_bytes
+        kept, first_key = self._leaves.blocks, self._first_key
         wanted: list[int] = []
         for index in range(first, last + 1):
-            if index in self._leaves:
-                self._leaves.move_to_end(index)
+            if first_key + index in kept:
+                kept.move_to_end(first_key + index)
             else:
                 wanted.append(index)
         if not wanted:
@@ -110,8 +109,7 @@ class TrustedHashTree:
             at = self._geometry.locate((where.offset + position) // size)
             if at is not None:
                 self._add_block(*at, bytes(view[position : position + size]))
-        while len(self._leaves) > self._leaf_limit:
-            self._leaves.popitem(last=False)
+        self._leaves.trim()
 
     def verify(self, first_block: int, data: bytes | bytearray | memoryview) -> None:
         """Check data blocks against their leaves, of which none may be missing.
@@ -153,7 +151,7 @@ class TrustedHashTree:
     def _digests_of(self, leaf_index: int, offset: int, length: int) -> bytes:
         if not self._geometry.levels:
             return self._root_digest
-        leaf = self._leaves.get(leaf_index)
+        leaf = self._leaves.blocks.get(self._first_key + leaf_index)
         if leaf is None:
             raise AssertionError(f"verify() before leaf block {leaf_index} was added")
         return leaf[offset : offset + length]
@@ -190,8 +188,7 @@ class TrustedHashTree:
         if level:
             self._uppers[level - 1][index] = block
         else:
-            self._leaves[index] = block
-            self._leaves.move_to_end(index)
+            self._leaves.put(self._first_key + index, block)
 
     def _check_blocks(self, first_block: int, count: int) -> None:
         if first_block < 0 or count < 0 or first_block + count > self.params.data_blocks:

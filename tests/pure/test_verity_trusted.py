@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from lazyfs.errors import DataBlockMismatchError, HashBlockMismatchError, ImageFormatError
 from lazyfs.model import ByteRange
 from lazyfs.verity.build import BuiltTree, HashTreeBuilder
+from lazyfs.verity.leaves import LeafMemory
 from lazyfs.verity.trusted import TrustedHashTree
 
 SIZE = 512
@@ -115,7 +116,7 @@ def test_unproven_order_keeps_nothing_and_asks_again():
 
 def test_leaves_are_dropped_beyond_the_limit_and_upper_levels_are_not():
     data, built = build(513)
-    tree = TrustedHashTree(built.params, built.root_digest, leaf_limit_bytes=4 * SIZE)
+    tree = TrustedHashTree(built.params, built.root_digest, LeafMemory(4 * SIZE))
     feed(tree, built.payload, 0, 32)
     feed(tree, built.payload, 0, 8)
     feed(tree, built.payload, 32, 8)
@@ -159,7 +160,7 @@ def test_misuse_is_a_bug_not_a_pass():
 )
 def test_any_order_of_reads_verifies(count, tail, limit, requests):
     data, built = build(count, tail=tail)
-    tree = TrustedHashTree(built.params, built.root_digest, leaf_limit_bytes=limit * SIZE)
+    tree = TrustedHashTree(built.params, built.root_digest, LeafMemory(limit * SIZE))
     for start, length in requests:
         first = start % count
         blocks = min(length, count - first)
