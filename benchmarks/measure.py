@@ -75,7 +75,7 @@ class Turn:
             drop_caches()
             for command in (*PROGRAMS, *contender.programs):
                 run(*command, check=False)
-            with _watched(contender):
+            with watched(contender, WORKLOAD_WITHIN_S):
                 start_s, _ = _timed(lambda: contender.start(state))
                 if state not in contender.ready:
                     yield self._sample(START, state, start_s)
@@ -132,9 +132,9 @@ def _timed(what: Callable[[], int | None]) -> tuple[float, int]:
 
 
 @contextlib.contextmanager
-def _watched(contender: Contender) -> Iterator[None]:
+def watched(contender: Contender, within_s: float) -> Iterator[None]:
     """Abort a contender that hangs: whoever reads from it then gets an error."""
-    timer = threading.Timer(WORKLOAD_WITHIN_S, contender.abort)
+    timer = threading.Timer(within_s, contender.abort)
     timer.daemon = True
     timer.start()
     try:

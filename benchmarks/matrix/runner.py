@@ -1,7 +1,5 @@
 """Takes the measurements: each contender with all workloads of an image, from nothing."""
 
-import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -14,6 +12,7 @@ from benchmarks.matrix.peers import Peer, PeerContender
 from benchmarks.matrix.plan import FULL_PULLS, Item
 from benchmarks.matrix.results import Sample
 from benchmarks.matrix.workloads import Workload
+from benchmarks.measure import watched
 from benchmarks.shaped import ShapedLine
 from benchmarks.shaper import Counts
 from benchmarks.system import BenchmarkError, drop_caches, interrupts_deferred, run, tidy
@@ -55,7 +54,7 @@ def _from_nothing(
     try:
         _prepare(who)
         before = line.counts()
-        with _watched(who):
+        with watched(who, TURN_WITHIN_S):
             start_s = _timed(lambda: who.start(State.COLD))
             work_s = _timed(partial(workload.run, who.root))
         yield _sample(item, workload, start_s, work_s, before, line.counts())
@@ -73,7 +72,7 @@ def _pulled_once(
     try:
         _prepare(who)
         before = line.counts()
-        with _watched(who):
+        with watched(who, TURN_WITHIN_S):
             start_s = _timed(lambda: who.start(State.COLD))
     except (BenchmarkError, OSError) as error:
         yield from (_failed(item, workload, error) for workload in workloads)
@@ -82,7 +81,7 @@ def _pulled_once(
     for workload in workloads:
         try:
             _empty_memory(who)
-            with _watched(who):
+            with watched(who, TURN_WITHIN_S):
                 work_s = _timed(partial(workload.run, who.root))
             yield _sample(item, workload, start_s, work_s, before, after)
         except (BenchmarkError, OSError) as error:
@@ -127,15 +126,3 @@ def _timed(what: Callable[[], object]) -> float:
     began = time.perf_counter()
     what()
     return time.perf_counter() - began
-
-
-@contextlib.contextmanager
-def _watched(who: Contender) -> Iterator[None]:
-    """Abort what hangs: whoever reads from it then gets an error."""
-    timer = threading.Timer(TURN_WITHIN_S, who.abort)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
