@@ -39,11 +39,10 @@ from lazyfs.localname import PREFIX, parse_local_image
 from lazyfs.mount.options import default_cache_dir
 from lazyfs.profile.document import (
     BLOCK_BYTES,
-    MAX_PROFILE_BYTES,
     Profile,
-    decode_profile,
     encode_profile,
 )
+from lazyfs.profilefile import read_profile
 from lazyfs.seekable.frames import DEFAULT_LEVEL
 from lazyfs.seekable.mediatypes import Layout
 from registry.errors import InvalidReferenceError
@@ -207,22 +206,21 @@ def _options(args: argparse.Namespace) -> ConvertOptions:
             verity=not args.no_verity,
             verity_block_size_bytes=args.verity_block_size,
             platforms=tuple(args.platform),
-            profile=read_profile(args.profile) if args.profile is not None else None,
+            profile=_profile_in(args.profile) if args.profile is not None else None,
         )
     except ConversionError as error:
         args.usage_error(str(error))
         raise AssertionError("a usage error ends the process") from error
 
 
-def read_profile(path: Path) -> Profile:
+def _profile_in(path: Path) -> Profile:
     """The profile in a file.
 
     Raises:
         ProfileError: there is none that can be read.
     """
     try:
-        with path.open("rb") as file:
-            return decode_profile(file.read(MAX_PROFILE_BYTES + 1))
+        return read_profile(path)
     except OSError as error:
         raise ProfileError(f"{path}: {error.strerror}") from error
 

@@ -47,7 +47,7 @@ from lazyfs.mount.options import (
 from lazyfs.mount.request import MountRequest, absolute_image
 from lazyfs.mount.runtime import MountState, base_folder, create_folder, sweep
 from lazyfs.mount.service import Service, begin
-from lazyfs.profile.document import MAX_PROFILE_BYTES, decode_profile
+from lazyfs.profilefile import read_profile
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,8 +128,7 @@ def prefetch_options(args: argparse.Namespace, options: MountOptions) -> MountOp
         OSError: it cannot be read.
     """
     if args.profile is not None:
-        with args.profile.open("rb") as file:
-            decode_profile(file.read(MAX_PROFILE_BYTES + 1))
+        read_profile(args.profile)
     return replace(
         options,
         prefetch=args.prefetch,

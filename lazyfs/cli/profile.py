@@ -18,7 +18,6 @@ Examples:
 """
 
 import argparse
-import contextlib
 import json
 import os
 import sys
@@ -39,6 +38,7 @@ from lazyfs.mount.mountpoint import resolve
 from lazyfs.mount.runtime import KnownMount, known_mounts
 from lazyfs.profile.document import MAX_PROFILE_BYTES, Profile, decode_profile, encode_profile
 from lazyfs.profile.merge import merge
+from lazyfs.profilefile import read_profile
 from lazyfs.pushedprofile import (
     check_profile,
     fetch_profile,
@@ -259,9 +259,9 @@ def _file_name(subject: str) -> str:
 
 def _read(path: Path) -> Profile:
     try:
-        with contextlib.ExitStack() as stack:
-            file = sys.stdin.buffer if path == STDOUT else stack.enter_context(path.open("rb"))
-            return decode_profile(file.read(MAX_PROFILE_BYTES + 1))
+        if path == STDOUT:
+            return decode_profile(sys.stdin.buffer.read(MAX_PROFILE_BYTES + 1))
+        return read_profile(path)
     except ProfileError as error:
         raise ProfileError(f"{path}: {error}") from error
 

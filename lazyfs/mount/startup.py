@@ -19,7 +19,8 @@ from lazyfs.layer.prefetch import Progress, fetch_batches, prefetch
 from lazyfs.mount.options import MountOptions
 from lazyfs.mount.report import LayerReport
 from lazyfs.profile.batches import Batch, Dropped, plan_batches
-from lazyfs.profile.document import MAX_PROFILE_BYTES, Profile, decode_profile
+from lazyfs.profile.document import Profile
+from lazyfs.profilefile import read_profile
 from lazyfs.pushedprofile import KnownProfiles, fetch_profile, find_profile
 from lazyfs.resolve import ResolvedImage
 from registry.errors import RegistryError
@@ -90,8 +91,7 @@ class Startup:
     async def _by_profile(self) -> None:
         if self._options.profile is not None:
             self._origin = str(self._options.profile)
-            raw = await trio.Path(self._options.profile).read_bytes()
-            await self._fetch(decode_profile(raw[: MAX_PROFILE_BYTES + 1]))
+            await self._fetch(await trio.to_thread.run_sync(read_profile, self._options.profile))
             return
         known = await self._known.get(self._image)
         if known is not None and not await self._still_good(known):
