@@ -12,11 +12,9 @@ Examples:
   python -m benchmarks.conversion --rounds 5 --markdown
 """
 
-import argparse
 import gzip
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -26,11 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from rich.console import Console
-
-from benchmarks import images
-from benchmarks.report import MEBI, PLAIN_WIDTH, TIMES, Grid, markdown, show
-from benchmarks.system import INTERRUPTS, BenchmarkError, run
+from benchmarks.report import MEBI, TIMES, Grid
+from benchmarks.system import BenchmarkError, run
+from benchmarks.tables import arguments, print_tables
 from tests.support.images import TAG, LayerFile, debian_layer, digest_of, write_layout
 
 SIZES_BYTES = (300 * MEBI, 3000 * MEBI)
@@ -228,36 +224,10 @@ def memory(folder: Path) -> Grid:
 
 def main() -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.conversion",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    args = arguments("benchmarks.conversion", __doc__).parse_args()
+    return print_tables(
+        args, lambda folder: [compare(debian_source(folder), folder, args.rounds), memory(folder)]
     )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown")
-    args = parser.parse_args()
-    if os.geteuid() != 0:
-        print("benchmarks: must be run by root", file=sys.stderr)
-        return 2
-    for number in INTERRUPTS:
-        signal.signal(number, signal.default_int_handler)
-    console = Console() if Console().is_terminal else Console(width=PLAIN_WIDTH)
-    images.KEPT.mkdir(parents=True, exist_ok=True)
-    try:
-        with scratch(images.KEPT) as folder:
-            grids = [compare(debian_source(folder), folder, args.rounds), memory(folder)]
-    except BenchmarkError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("benchmarks: interrupted", file=sys.stderr)
-        return 130
-    for grid in grids:
-        if args.markdown:
-            print(f"\n{grid.title}:\n\n{markdown(grid)}")
-        else:
-            show(console, grid)
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ Examples:
   python -m benchmarks.layouts --image oci:images:debian --sizes 256KiB --sizes 1MiB --markdown
 """
 
-import argparse
 import contextlib
 import json
 import os
-import signal
 import stat
 import sys
 import tempfile
@@ -30,13 +28,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from rich.console import Console
-
-from benchmarks import images
-from benchmarks.report import MEBI, PLAIN_WIDTH, Grid, markdown, show
+from benchmarks.report import MEBI, Grid
 from benchmarks.shaped import shaped_line
 from benchmarks.shaper import Line
-from benchmarks.system import INTERRUPTS, BenchmarkError, drop_caches, run, tidy
+from benchmarks.system import drop_caches, run, tidy
+from benchmarks.tables import arguments, print_tables
 from lazyfs.cli.values import size
 from lazyfs.profile.document import FileRange, Profile, decode_profile, encode_profile
 from lazyfs.seekable.ondisk import HASHED_ENTRY, TABLE_HEADER
@@ -240,40 +236,19 @@ def debian_source(folder: Path) -> str:
 
 def main() -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.layouts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = arguments("benchmarks.layouts", __doc__)
     parser.add_argument("--image", metavar="IMAGE", help="of tar layers (default: Debian's own)")
     parser.add_argument("--sizes", action="append", metavar="SIZE", help="of chunks; repeatable")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="default: 3")
     parser.add_argument("--rtt", type=float, default=5, metavar="MS", help="default: 5")
     parser.add_argument("--bandwidth", type=size, default=100_000_000, metavar="BITS/S")
-    parser.add_argument("--markdown", action="store_true", help="print Markdown")
     args = parser.parse_args()
-    if os.geteuid() != 0:
-        print("benchmarks: must be run by root", file=sys.stderr)
-        return 2
-    for number in INTERRUPTS:
-        signal.signal(number, signal.default_int_handler)
-    console = Console() if Console().is_terminal else Console(width=PLAIN_WIDTH)
-    images.KEPT.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=images.KEPT))
-    try:
+
+    def measure(folder: Path) -> list[Grid]:
         line = Line(args.rtt / 1e3, args.bandwidth)
         source = args.image or debian_source(folder)
-        grid = compare(source, args.sizes or SIZES, line, args.rounds, folder)
-    except BenchmarkError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("benchmarks: interrupted", file=sys.stderr)
-        return 130
-    finally:
-        tidy(folder)
-    print(f"\n{grid.title}:\n\n{markdown(grid)}") if args.markdown else show(console, grid)
-    return 0
+        return [compare(source, args.sizes or SIZES, line, args.rounds, folder)]
+
+    return print_tables(args, measure)
 
 
 if __name__ == "__main__":
