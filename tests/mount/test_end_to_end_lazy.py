@@ -15,7 +15,7 @@ from tests.support import images
 from tests.support.converted import ConvertedImage
 from tests.support.counting_proxy import counting_proxy
 from tests.support.layer_blob import take_apart
-from tests.support.lazy_mounts import forget_pages, lazyfs, mounted
+from tests.support.lazy_mounts import COMMAND_WITHIN_S, forget_pages, lazyfs, mounted, output
 from tests.support.mounting import needs_fuse
 from tests.support.nobody import nobody
 from tests.support.registry_server import RegistryServer, running_registry
@@ -43,22 +43,8 @@ DAMAGES = (
 )
 """What may have become of a cached chunk."""
 
-COMMAND_WITHIN_S = 120
 NUMPY = ("python3", "-c", "import numpy; print(numpy.arange(10).sum())")
 READ_BY_NUMPY = ("usr/bin", "usr/lib/python3*", "usr/lib/*-linux-gnu", "etc")
-
-
-def output(*command: str | Path) -> str:
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_WITHIN_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def files_below(root: Path, patterns: Sequence[str]) -> list[Path]:

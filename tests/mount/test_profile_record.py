@@ -4,20 +4,17 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
 from lazyfs.profile.document import Profile, decode_profile
 from tests.support.converted import ConvertedImage, push_and_convert
 from tests.support.images import noise
-from tests.support.lazy_mounts import PROGRAM, forget_pages, lazyfs, mounted
+from tests.support.lazy_mounts import forget_pages, lazyfs, mounted, ready
 from tests.support.mounting import needs_fuse
 from tests.support.registry_server import RegistryServer
-from tests.support.small_layers import SmallImage, small_image
+from tests.support.small_layers import small_image
 from tests.support.survival import kill_daemon
 from tests.support.tiny_image import write_layout
 
@@ -27,7 +24,6 @@ READ_AHEAD_BYTES = 1 << 20
 """What the kernel may read besides what was asked for: behind it, by file or by layer."""
 
 WITHIN_S = 60
-Process: TypeAlias = "subprocess.Popen[str]"
 
 LOWER = {f"lower/{number:02}": noise(300_000, b"%d" % number) for number in range(40)}
 UPPER = {"upper/big": noise(20 << 20, b"big"), "lower/07": noise(300_000, b"new")}
@@ -107,28 +103,14 @@ def test_what_a_promoted_mount_may_have_missed_is_said(image: ConvertedImage, tm
     assert "local files" in done.stderr
 
 
-@contextmanager
-def recording(image: SmallImage, script: str, *options: str | Path) -> Iterator[Process]:
-    """A recording whose command has said that it is ready."""
-    command = [*PROGRAM, "profile", "record", *options, image.name, "--", "sh", "-c", script]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
-
-
 @pytest.mark.parametrize("runtime", ["crun", "runc"])
 def test_ctrl_c_ends_a_command_that_does_not_mind_it(tmp_path: Path, runtime: str):
     image = small_image(tmp_path)
     file = tmp_path / "a.profile"
     options = ("--cache-dir", image.cache, "--runtime", runtime, "-o", file)
     script = "trap '' INT TERM; cat /data/large > /dev/null; echo ready; sleep 1000"
-    with recording(image, script, *options) as process:
+    words = ("profile", "record", *options, image.name, "--", "sh", "-c", script)
+    with ready(*words, stderr=subprocess.PIPE) as process:
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=WITHIN_S)
     assert process.returncode == 0, said

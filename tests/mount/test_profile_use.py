@@ -1,13 +1,12 @@
 """With its profile an image starts again without asking its registry for anything more."""
 
-import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.support.converted import ConvertedImage
-from tests.support.lazy_mounts import COMMAND_WITHIN_S, LazyMount, lazyfs, mounted
+from tests.support.lazy_mounts import LazyMount, lazyfs, mounted, output
 from tests.support.mounting import needs_fuse
 from tests.support.registry_server import RegistryServer, running_registry
 
@@ -18,16 +17,7 @@ POLL_S = 0.05
 
 
 def start(mount: LazyMount) -> str:
-    done = subprocess.run(
-        ["chroot", mount.path, *START],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_WITHIN_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return output("chroot", mount.path, *START)
 
 
 def fetched_ahead(mount: LazyMount) -> dict:

@@ -7,8 +7,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from lazyfs.mount.changes import left_changes
 from lazyfs.mount.mountinfo import current_mounts
 from tests.support import images
-from tests.support.lazy_mounts import PROGRAM, lazyfs
+from tests.support.lazy_mounts import PROGRAM, lazyfs, ready
 from tests.support.mounting import kill_processes, needs_fuse, wait_for_end
 from tests.support.nobody import nobody
 from tests.support.overlay_oracle import run
@@ -46,20 +45,12 @@ def assert_nothing_left(name: str) -> None:
     assert not left_changes()
 
 
-@contextmanager
-def started(image: SmallImage, name: str, script: str, *options: str) -> Iterator[subprocess.Popen]:
+def started(
+    image: SmallImage, name: str, script: str, *options: str
+) -> AbstractContextManager["subprocess.Popen[str]"]:
     """A container that has said so; it is ended with the block."""
-    cache = os.fspath(image.cache)
-    command = [*PROGRAM, "run", "--cache-dir", cache, "--name", name, *options, image.name]
-    with subprocess.Popen(
-        [*command, "sh", "-c", script], stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
+    where = ("--cache-dir", image.cache, "--name", name)
+    return ready("run", *where, *options, image.name, "sh", "-c", script)
 
 
 def runtime_of(process: subprocess.Popen) -> int:

@@ -36,6 +36,34 @@ def lazyfs(*words: str | Path, check: bool = True) -> "subprocess.CompletedProce
     return done
 
 
+def output(*command: str | Path) -> str:
+    """What a program prints, which must succeed."""
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_WITHIN_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@contextlib.contextmanager
+def ready(*words: str | Path, stderr: int | None = None) -> Iterator["subprocess.Popen[str]"]:
+    """A ``lazyfs`` whose command in a container has said that it is ready; killed in the end."""
+    with subprocess.Popen(
+        [*PROGRAM, *words], stdout=subprocess.PIPE, stderr=stderr, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
 def convert(source: str, destination: str, *options: str) -> dict:
     """Convert an image; what ``--json`` says of it."""
     document = json.loads(
