@@ -6,6 +6,7 @@
     prepare = "..."               # shell: before each start, nothing of the image may be here
     start = "..."                 # shell: timed; when it returns {root} can be read
     stop = "..."                  # shell: undo start, also a failed one
+    like = "name"                 # another file, which has what this one lacks
 
 ``{root}`` is the mountpoint, ``{folder}`` the peer's own folder, ``{registry}`` the registry
 itself, ``{line}`` the shaped line to it, ``{name}`` the image's name in it: the ordinary image is
@@ -48,9 +49,11 @@ def read_peers(folder: Path = FOLDER) -> dict[str, Peer]:
         TypeError: one has an unknown key, or lacks one.
         tomllib.TOMLDecodeError: one is no TOML.
     """
+    files = {path.stem: tomllib.loads(path.read_text()) for path in sorted(folder.glob("*.toml"))}
     peers = {}
-    for path in sorted(folder.glob("*.toml")):
-        peers[path.stem] = Peer(path.stem, **tomllib.loads(path.read_text()))
+    for name, words in files.items():
+        like = words.pop("like", None)
+        peers[name] = Peer(name, **{**files.get(like, {}), **words})
     return peers
 
 
@@ -62,6 +65,9 @@ class PeerContender(Contender):
     def __init__(self, peer: Peer, folder: Path, line: str, image: str) -> None:
         super().__init__(peer.name, folder)
         self._peer = peer
+        self.programs = [
+            ("cp", found, "/dev/null") for found in map(shutil.which, peer.needs) if found
+        ]
         self._words: Mapping[str, str | Path] = {
             "root": self.root,
             "folder": self.folder,
@@ -89,4 +95,4 @@ class PeerContender(Contender):
     def _shell(self, words: str, *, check: bool = True) -> None:
         for name, value in self._words.items():
             words = words.replace(f"{{{name}}}", str(value))
-        run("sh", "-ec", words, check=check)
+        run("sh", "-ec" if check else "-c", words, check=check)
