@@ -6,7 +6,7 @@
     prepare = "..."               # shell: before each start, nothing of the image may be here
     start = "..."                 # shell: timed; when it returns {root} can be read
     stop = "..."                  # shell: undo start, also a failed one
-    like = "name"                 # another file, which has what this one lacks
+    like = "name"                 # another file, which has what this one lacks; it is like none
 
 ``{root}`` is the mountpoint, ``{folder}`` the peer's own folder, ``{registry}`` the registry
 itself, ``{line}`` the shaped line to it, ``{name}`` the image's name in it: the ordinary image is
@@ -47,13 +47,15 @@ def read_peers(folder: Path = FOLDER) -> dict[str, Peer]:
 
     Raises:
         TypeError: one has an unknown key, or lacks one.
+        KeyError: one is like a file that is not there.
         tomllib.TOMLDecodeError: one is no TOML.
     """
     files = {path.stem: tomllib.loads(path.read_text()) for path in sorted(folder.glob("*.toml"))}
     peers = {}
     for name, words in files.items():
-        like = words.pop("like", None)
-        peers[name] = Peer(name, **{**files.get(like, {}), **words})
+        like = words.get("like")
+        whole = {**files[like], **words} if like else words
+        peers[name] = Peer(name, **{key: whole[key] for key in whole if key != "like"})
     return peers
 
 
@@ -65,9 +67,8 @@ class PeerContender(Contender):
     def __init__(self, peer: Peer, folder: Path, line: str, image: str) -> None:
         super().__init__(peer.name, folder)
         self._peer = peer
-        self.programs = [
-            ("cp", found, "/dev/null") for found in map(shutil.which, peer.needs) if found
-        ]
+        found = [program for program in map(shutil.which, peer.needs) if program]
+        self.programs = [("cp", program, "/dev/null") for program in found]
         self._words: Mapping[str, str | Path] = {
             "root": self.root,
             "folder": self.folder,
@@ -88,7 +89,7 @@ class PeerContender(Contender):
         self._shell(self._peer.start)
 
     def stop(self) -> None:
-        """Undo it."""
+        """Undo it, all that can be: no step waits for the success of the one before."""
         self._shell(self._peer.stop, check=False)
         super().stop()
 

@@ -34,8 +34,13 @@ def measure(
     """Workloads by an item's contender; one that fails is a sample with its error."""
     place = Place(image, line.host, folder / item.image)
     who = contender(item.contender, place, peers)
-    if isinstance(who, PeerContender):
-        who.once(registry)
+    try:
+        if isinstance(who, PeerContender):
+            who.once(registry)
+    except BenchmarkError as error:
+        yield from (_failed(item, workload, error) for workload in workloads)
+        tidy(who.folder)
+        return
     try:
         if item.contender in FULL_PULLS:
             yield from _pulled_once(item, who, line, workloads)

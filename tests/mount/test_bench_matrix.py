@@ -67,3 +67,15 @@ def test_each_contender_comes_to_figures_and_leaves_nothing(registry, tmp_path, 
     assert "not there" in bad.error
     assert not mounts_below(tmp_path)
     assert not os.path.exists(tmp_path / "tiny" / name)
+
+
+def test_a_peer_that_cannot_be_made_ready_is_no_end_of_the_run(registry, tmp_path):
+    server, folder = registry
+    peer = PEER.replace("touch {folder}/once", "echo no such program >&2; false")
+    write(tmp_path / "peers/copy.toml", peer.replace("TREE", f"{folder}/tree").encode())
+    image = MatrixImage("tiny", "tiny:tar", "tiny:seekable", 0, 0)
+    with shaped_line(CELL.line, server.host) as line:
+        what = (image, line, server.host, read_peers(tmp_path / "peers"), tmp_path)
+        (sample,) = measure(Item(CELL, 0, "tiny", "copy"), [Workload("read", read_all)], *what)
+    assert "no such program" in sample.error
+    assert not os.path.exists(tmp_path / "tiny/copy")

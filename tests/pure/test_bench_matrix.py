@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benchmarks.matrix import report
-from benchmarks.matrix.peers import read_peers
+from benchmarks.matrix.peers import Peer, read_peers
 from benchmarks.matrix.plan import (
     CELLS,
     FULL_PULLS,
@@ -154,3 +154,17 @@ def test_peers_come_with_all_that_is_run():
     for peer in peers.values():
         assert "{root}" in peer.start
         assert peer.needs
+
+
+def test_a_peer_has_what_it_lacks_from_the_one_it_is_like(tmp_path):
+    (tmp_path / "one.toml").write_text(
+        'about = "one"\nneeds = ["sh"]\nstart = "start"\nstop = "stop"'
+    )
+    (tmp_path / "another.toml").write_text('like = "one"\nabout = "another"\nonce = "once"')
+    assert read_peers(tmp_path) == {
+        "one": Peer("one", "one", ["sh"], "start", "stop"),
+        "another": Peer("another", "another", ["sh"], "start", "stop", once="once"),
+    }
+    (tmp_path / "another.toml").write_text('like = "none"')
+    with pytest.raises(KeyError):
+        read_peers(tmp_path)
