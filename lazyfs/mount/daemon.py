@@ -46,6 +46,9 @@ TIMEOUT_ERRNOS = {"eio": errno.EIO, "etimedout": errno.ETIMEDOUT}
 WATCHDOG_SHARE = 0.25
 """Part of the keeper's patience after which it hears of us again."""
 
+GIVE_BACK_EVERY_S = 10.0
+"""How long memory is kept at most that was freed and not used again."""
+
 log = logging.getLogger(__name__)
 
 
@@ -74,6 +77,7 @@ async def serve_mount(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(life.end_on_signal, signals, nursery.cancel_scope)
             nursery.start_soon(_reassure, life.keeper)
+            nursery.start_soon(_give_back)
             async with open_image(request.image, life.options) as image:
                 await _serve_image(life, image, on_ready)
             nursery.cancel_scope.cancel()
@@ -276,6 +280,13 @@ async def _reassure(keeper: Keeper | None) -> None:
     while True:
         keeper.alive()
         await trio.sleep(keeper.watchdog_s * WATCHDOG_SHARE)
+
+
+async def _give_back() -> None:
+    """Hold no memory for long that is not in use."""
+    while True:
+        await trio.sleep(GIVE_BACK_EVERY_S)
+        give_back_freed_memory()
 
 
 async def _check_root(name: str, operations: ImageOperations, image: MountedImage) -> None:

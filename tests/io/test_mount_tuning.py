@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import trio
+
+from lazyfs.mount import daemon
+
 THREADS = """
 import ctypes, sys, threading
 from lazyfs.mount.tuning import tune_allocator
@@ -35,3 +39,11 @@ def heaps(how: str) -> int:
 def test_threads_share_one_heap():
     assert heaps("tuned") == 1
     assert heaps("as it comes") > 1
+
+
+async def test_freed_memory_is_given_back_from_time_to_time(monkeypatch, autojump_clock):
+    times: list[float] = []
+    monkeypatch.setattr(daemon, "give_back_freed_memory", lambda: times.append(trio.current_time()))
+    with trio.move_on_after(3.5 * daemon.GIVE_BACK_EVERY_S):
+        await daemon._give_back()
+    assert len(times) == 3
