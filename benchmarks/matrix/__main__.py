@@ -29,6 +29,7 @@ from benchmarks.images import KEPT
 from benchmarks.matrix import images, plan, report
 from benchmarks.matrix.peers import Peer, read_peers
 from benchmarks.matrix.plan import (
+    BARE,
     CELLS,
     FULL_PULLS,
     OURS,
@@ -62,7 +63,7 @@ def arguments() -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = (*OURS, *FULL_PULLS, *read_peers())
+    names = (*OURS, *BARE, *FULL_PULLS, *read_peers())
     parser.add_argument("--short", action="store_true", help="one image, two cells, one round")
     parser.add_argument("--image", choices=images.NAMES, action="append")
     parser.add_argument("--cell", type=Cell.parse, metavar="5ms/100Mbit", action="append")

@@ -13,7 +13,9 @@ from benchmarks.matrix.peers import Peer, PeerContender
 
 TIMEOUT = ("--timeout", "5m")
 """A slow line is no dead one."""
-NO_PROFILE = (*TIMEOUT, "--prefetch", "none")
+NO_PROFILE = (*TIMEOUT, "--prefetch", "guess")
+"""As for an image that has none."""
+BARE = (*TIMEOUT, "--prefetch", "none")
 
 
 class Place:
@@ -44,6 +46,8 @@ CONTENDERS: Mapping[str, Callable[[str, Place], Contender]] = {
     "hot+profile": _ours("hot", "fuse", TIMEOUT),
     "kernel": _ours("seekable", "kernel", NO_PROFILE),
     "kernel+profile": _ours("seekable", "kernel", TIMEOUT),
+    "fuse-bare": _ours("seekable", "fuse", BARE),
+    "kernel-bare": _ours("seekable", "kernel", BARE),
     "pull-unpack": lambda name, place: PullUnpack(name, place.folder, place.name("tar")),
     "pull-erofs": lambda name, place: PullErofs(name, place.folder, place.name("seekable")),
 }

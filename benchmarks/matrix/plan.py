@@ -7,6 +7,8 @@ from typing import NamedTuple
 from benchmarks.shaper import Line
 
 OURS = ("fuse", "fuse+profile", "hot+profile", "kernel", "kernel+profile")
+BARE = ("fuse-bare", "kernel-bare")
+"""Ours without anything that is fetched ahead; only where they are asked for."""
 FULL_PULLS = ("pull-unpack", "pull-erofs")
 SLOW_MBIT = 10
 SLOW_ROUNDS = 1

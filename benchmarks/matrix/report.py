@@ -7,7 +7,7 @@ from statistics import median
 
 from benchmarks.matrix.contenders import PROFILED
 from benchmarks.matrix.images import NAMES
-from benchmarks.matrix.plan import FULL_PULLS, OURS, Cell, bound_s
+from benchmarks.matrix.plan import BARE, FULL_PULLS, OURS, Cell, bound_s
 from benchmarks.matrix.plot import Panel, drawing
 from benchmarks.matrix.results import Results, Sample, good
 from benchmarks.matrix.workloads import WORKLOADS
@@ -34,7 +34,7 @@ def line_of(sample: Sample) -> str:
 def present(samples: Samples) -> list[str]:
     """The contenders that have figures, ours first."""
     found = dict.fromkeys(sample.contender for sample in samples)
-    known = [name for name in (*OURS, *FULL_PULLS) if name in found]
+    known = [name for name in (*OURS, *BARE, *FULL_PULLS) if name in found]
     return known + sorted(found.keys() - set(known))
 
 
@@ -94,7 +94,7 @@ def times(samples: Samples) -> Grid:
             row = ["/".join(work), str(cell)]
             for name in names:
                 theirs = pick(samples, work, cell, name)
-                row.append(_figure(theirs, () if name in OURS else ours))
+                row.append(_figure(theirs, () if name in (*OURS, *BARE) else ours))
             if any(figure != "-" for figure in row[2:]):
                 rows.append(row)
     title = f"From nothing to the end of the workload; {TIMES}: {reference}'s time over that"

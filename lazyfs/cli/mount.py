@@ -102,8 +102,9 @@ def add_prefetch(group: "argparse._ArgumentGroup") -> None:
         "--prefetch",
         choices=PREFETCH_CHOICES,
         default="profile",
-        help="what to fetch in the background, behind what is being read; profile: what a start "
-        "reads, if a profile was pushed with the image or is given (default); all: then all of it",
+        help="what to fetch in the background, behind what is being read; guess: what is likely to "
+        "be read next; profile: also what a start reads, if a profile was pushed with the image or "
+        "is given (default); all: then all of it; none: nothing",
     )
     group.add_argument(
         "--prefetch-rate",

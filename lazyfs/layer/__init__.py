@@ -15,6 +15,7 @@ What is asked for when nobody waits for it:
 line.py      how fast the line is, and what follows from it (pure)
 turns.py     who may ask now
 readahead.py who reads from front to back (pure); ahead.py: which chunks that makes
+likely.py    what others will want next (pure); guess.py: fetches it while the line is idle
 
 For whole layers in files (unpack, verify):
 

@@ -16,6 +16,10 @@ class LayerCounters:
     """Range requests sent to the blob's source."""
     fetched_bytes: int = 0
     """Bytes that came back."""
+    guessed_bytes: int = 0
+    """Of blobs, asked for because readers were likely to want them,"""
+    guessed_right_bytes: int = 0
+    """and those of them that they did want."""
     read_bytes: int = 0
     """Image bytes handed out, those apart that were at hand:"""
     memory_bytes: int = 0

@@ -14,6 +14,7 @@ from lazyfs.failurelog import FailureLog
 from lazyfs.interfaces import Notebook
 from lazyfs.layer.chunks import PieceMemory, remembered_pieces
 from lazyfs.layer.failures import Failure, FailureMemory
+from lazyfs.layer.guess import Guesser
 from lazyfs.layer.line import Line
 from lazyfs.layer.macs import MacMemory
 from lazyfs.layer.turns import Turns
@@ -62,6 +63,8 @@ class Engine:
     """Which failures become a line in the log."""
     turns: Turns = field(default_factory=lambda: Turns(Line()))
     """When what nobody waits for is asked for."""
+    guesser: Guesser | None = None
+    """Guesses what readers will want next; None: nobody does."""
 
     async def keep(self, key: ChunkKey, data: bytes) -> None:
         """Store bytes; without a working cache readers get what they want all the same."""

@@ -7,7 +7,8 @@ so much of it is under way that the line is never idle, and no more, so that wha
 next stands behind a quarter of a second of other bytes at most.
 """
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 
 SAMPLE_BYTES = 256 << 10
 """The rate is measured over so many bytes, whoever gets them."""
@@ -42,6 +43,22 @@ MOST_GAP_BYTES = 256 << 10
 
 LEAST_AHEAD_BYTES, MOST_AHEAD_BYTES = 1 << 20, 16 << 20
 
+AT_ONCE_S = 1e-4
+"""What comes sooner was in this machine's memory, and says nothing of the line."""
+
+WAITS = 16
+"""Answers of which the soonest tells the round trip: others stand behind what is under way."""
+
+LEAST_WAIT_S = 0.01
+"""What can be had sooner is not guessed: asking for it when it is wanted is as good."""
+
+PAUSE_S = 0.02
+"""So long the line is idle in any case between what a reader got and what it wants next: bytes
+are checked, a program runs."""
+
+MOST_PAUSE_BYTES = 256 << 10
+"""A fast line is not filled in that time: this machine has other work to do."""
+
 
 @dataclass(slots=True)
 class Line:
@@ -54,6 +71,8 @@ class Line:
     under_way: int = 0
     """Bytes that were asked for and have not come yet."""
 
+    _waits: deque[float] = field(default_factory=lambda: deque(maxlen=WAITS))
+    """Seconds to the first byte, lately."""
     _streams: int = 0
     _sample_bytes: int = 0
     _sample_from_s: float = 0.0
@@ -68,17 +87,22 @@ class Line:
 
     def began(self, now_s: float, waited_s: float, length: int) -> None:
         """The first bytes of an answer came, ``waited_s`` after it was asked for."""
+        if waited_s >= AT_ONCE_S:
+            self._waited(waited_s)
+        if not self._streams:  # these came before the clock was started
+            self._sample_from_s = now_s
+            self._sample_bytes = -length
+        self._streams += 1
+        self.received(now_s, length)
+
+    def _waited(self, waited_s: float) -> None:
+        self._waits.append(waited_s)
         known = self.first_byte_s
         if known is None:
             self.first_byte_s = waited_s
         else:
             weight = SOONER if waited_s < known else LATER
             self.first_byte_s = known + weight * (waited_s - known)
-        if not self._streams:  # these came before the clock was started
-            self._sample_from_s = now_s
-            self._sample_bytes = -length
-        self._streams += 1
-        self.received(now_s, length)
 
     def received(self, now_s: float, length: int) -> None:
         """More bytes of any answer came."""
@@ -131,6 +155,28 @@ class Line:
             return LEAST_AHEAD_BYTES
         wanted = int(self.bytes_per_s * (QUEUE_S + 4 * (self.first_byte_s or 0.0)))
         return max(LEAST_AHEAD_BYTES, min(wanted, MOST_AHEAD_BYTES))
+
+    @property
+    def guess_bytes(self) -> int:
+        """How much may be under way for guesses to be asked for as well.
+
+        So much as the line carries while a reader of one chunk after the other leaves it idle, so
+        that wrong guesses hardly keep up what such a reader wants next.
+        """
+        if self.bytes_per_s is None or not self._waits:
+            return 0
+        pause_bytes = min(self.bytes_per_s * PAUSE_S, MOST_PAUSE_BYTES)
+        return int(max(self.bytes_per_s * min(self._waits), pause_bytes))
+
+    def may_guess(self, length: int, others: int = 0) -> bool:
+        """Whether a guess is worth it, and may be asked for now.
+
+        Args:
+            length: of the guess.
+            others: to be asked for before it.
+        """
+        room = self.under_way + others + length <= self.guess_bytes
+        return room and min(self._waits) + length / (self.bytes_per_s or 1) >= LEAST_WAIT_S
 
     def has_room(self, length: int) -> bool:
         """Whether something in the background may be asked for now."""

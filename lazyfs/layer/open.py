@@ -156,4 +156,6 @@ def _open_seekable(
         context.engine.turns.line,
         partial(reader.begin, background=True),
     )
+    if context.engine.guesser is not None:
+        reader.guesses = context.engine.guesser.layer(chunks, fetcher.begin, counters)
     return OpenLayer(reader, plan.mode, True, plan.why, proof, chunks)

@@ -8,6 +8,7 @@ import trio
 from lazyfs.errors import TruncatedRecordError
 from lazyfs.layer.ahead import LayerAhead
 from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.guess import LayerGuesses
 from lazyfs.layer.pages import PAGE_BYTES, PageMemory
 from lazyfs.model import ByteRange
 
@@ -28,6 +29,8 @@ class PagedReader(ABC):
         self.counters = counters
         self.ahead: LayerAhead | None = None
         """Fetches what sequential readers of longer parts will want next."""
+        self.guesses: LayerGuesses | None = None
+        """Guesses what other readers will."""
 
     def proven_nowait(self, offset: int, length: int) -> bytes | None:
         """As ``read_proven`` where that needs no wait and little work; else None."""
@@ -151,13 +154,18 @@ class PagedReader(ABC):
     def _noted_nowait(self, offset: int, length: int) -> bytes | None:
         """As ``_noted`` where that needs no wait and little work; else None, and nothing noted."""
         data = self.proven_nowait(offset, length)
-        if data is not None and self.counters.touched is not None:
-            self.counters.touched.note(offset, length)
+        if data is not None:
+            self._note(offset, length)
         return data
 
     async def _noted(self, offset: int, length: int) -> bytes:
         """Proven bytes for a reader; that he wanted them goes into the recording."""
-        if self.counters.touched is not None:
-            self.counters.touched.note(offset, length)
+        self._note(offset, length)
         data = self.proven_nowait(offset, length)
         return await self.read_proven(offset, length) if data is None else data
+
+    def _note(self, offset: int, length: int) -> None:
+        if self.counters.touched is not None:
+            self.counters.touched.note(offset, length)
+        if self.guesses is not None:
+            self.guesses.used(offset, length)

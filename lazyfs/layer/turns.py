@@ -1,7 +1,7 @@
 """When requests that nobody waits for are sent, and the measuring of what comes."""
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -26,6 +26,10 @@ class Turn:
         self.go.set()
 
 
+def nothing() -> None:
+    """Nobody makes use of a line that is free."""
+
+
 class Turns:
     """Readers always have theirs at once; the background waits until the line has room."""
 
@@ -33,6 +37,8 @@ class Turns:
         """Measure ``line``, and share it."""
         self.line = line
         self._waiting: deque[Turn] = deque()
+        self.spare: Callable[[], None] = nothing
+        """Called when nobody is in the line, after something came or ended."""
 
     def asked(self, length: int) -> None:
         """Bytes that a reader waits for are asked for; ``answer`` must follow."""
@@ -76,6 +82,8 @@ class Turns:
             turn.granted = True
             self.line.asked(turn.length)
             turn.go.set()
+        if not self._waiting:
+            self.spare()
 
 
 class Answer:

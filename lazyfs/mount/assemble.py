@@ -38,6 +38,7 @@ from lazyfs.interfaces import ImageTree
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.engine import Engine
 from lazyfs.layer.failures import FailureMemory
+from lazyfs.layer.guess import Guesser
 from lazyfs.layer.local import LocalFile
 from lazyfs.layer.open import LayerContext, open_layer
 from lazyfs.layer.opening import OpeningSource, beginning
@@ -148,6 +149,8 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
                 workers=trio.CapacityLimiter(WORKER_THREADS),
                 notes=documents,
             )
+            if options.prefetch != "none":
+                engine.guesser = Guesser(nursery, store, store.flights, engine.turns)
             opened = await _open_layers(source, resolved, plans, engine, options, documents)
             await documents.trim()
             yield opened
@@ -199,7 +202,7 @@ async def _open_layers(
     options: MountOptions,
     documents: Documents,
 ) -> OpenedImage:
-    startup = Startup(source, documents, resolved, options)
+    startup = Startup(source, documents, resolved, options, engine.guesser)
     engine.nursery.start_soon(startup.run)
     recording = Recording()
     opener = LayerOpener(

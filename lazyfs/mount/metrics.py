@@ -89,6 +89,9 @@ def _layers(figures: Figures) -> Iterator[Metric]:
     layers = figures.layers
     yield _counter("fetch_requests", "Ranges of blobs asked for.", _sum(layers, "requests"))
     yield _counter("fetched_bytes", "Bytes of blobs that came.", _sum(layers, "fetched_bytes"))
+    guessed, right = _sum(layers, "guessed_bytes"), _sum(layers, "guessed_right_bytes")
+    yield _counter("guessed_bytes", "Bytes of blobs fetched by guesses.", guessed)
+    yield _counter("guessed_right_bytes", "Of these, what was read later.", right)
     first, whole = Histogram(FETCH_BOUNDS_S), Histogram(FETCH_BOUNDS_S)
     for layer in layers:
         first.add(layer.first_byte_s)

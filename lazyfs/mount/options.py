@@ -18,7 +18,7 @@ from registry.interfaces import Access
 
 DEFAULT_CACHE_SIZE_BYTES = 10 << 30
 DEFAULT_TIMEOUT_S = 30.0
-PREFETCH_CHOICES = ("none", "profile", "all")
+PREFETCH_CHOICES = ("none", "guess", "profile", "all")
 FUSE, KERNEL, AUTO = "fuse", "kernel", "auto"
 DRIVER_CHOICES = (FUSE, KERNEL, AUTO)
 ON_TIMEOUT_CHOICES = ("eio", "etimedout")
@@ -46,7 +46,8 @@ class MountOptions:
     timeout_s: float = DEFAULT_TIMEOUT_S
     """How long one file system request, or opening the image, may wait; 0: for ever."""
     prefetch: str = "profile"
-    """``none``, ``profile``: fetch what the image's profile names, or ``all``: then all of it."""
+    """``none``; ``guess`` what will be read; ``profile``: before that, what the image's profile
+    names; or ``all``: then all of it."""
     prefetch_bytes_per_s: float = 0
     """Of blobs, for what is fetched behind the profile; 0: as fast as it comes."""
     profile: Path | None = None

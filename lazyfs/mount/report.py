@@ -267,6 +267,8 @@ def totals(layers: Sequence[LayerCounters]) -> dict[str, int]:
         name: sum(getattr(counters, name) for counters in layers)
         for name in (
             "fetched_bytes",
+            "guessed_bytes",
+            "guessed_right_bytes",
             "read_bytes",
             "memory_bytes",
             "requests",

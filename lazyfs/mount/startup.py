@@ -15,6 +15,7 @@ import trio
 from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import LazyfsError, ProfileError
 from lazyfs.layer.ahead import LayerAhead
+from lazyfs.layer.guess import Guesser
 from lazyfs.layer.prefetch import Progress, fetch_batches, prefetch
 from lazyfs.mount.options import MountOptions
 from lazyfs.mount.report import LayerReport
@@ -38,15 +39,17 @@ class Startup:
         documents: Documents,
         resolved: ResolvedImage,
         options: MountOptions,
+        guesser: Guesser | None,
     ) -> None:
-        """Look for the profile of ``resolved`` as ``options`` say."""
+        """Look for the profile of ``resolved`` as ``options`` say; then have ``guesser`` guess."""
         self._source = source
         self._image = resolved.descriptor.digest
         self._known = KnownProfiles(documents)
         self._options = options
+        self._guesser = guesser
         self._layers: Sequence[LayerReport] = ()
         self._opened = trio.Event()
-        self._state = "none" if options.prefetch == "none" else "looking"
+        self._state = "none" if options.prefetch in ("none", "guess") else "looking"
         self._origin = ""
         self._problem = ""
         self._profile: Profile | None = None
@@ -73,8 +76,16 @@ class Startup:
 
     async def run(self) -> None:
         """Fetch what is to be fetched; not even a bug gets out, which would end the mount."""
-        if self._options.prefetch == "none":
-            return
+        if self._state == "looking":
+            await self._try_profile()
+        if self._guesser is not None:
+            self._guesser.start()
+        if self._options.prefetch == "all":
+            await self._opened.wait()
+            readers = [layer.opened.reader for layer in self._layers]
+            await prefetch(readers, self._options.prefetch_bytes_per_s)
+
+    async def _try_profile(self) -> None:
         try:
             await self._by_profile()
         except (LazyfsError, RegistryError, OSError) as error:
@@ -83,10 +94,6 @@ class Startup:
         except Exception as error:
             self._state, self._problem = "failed", f"internal error: {error}"
             log.exception("mounting without a profile: internal error")
-        if self._options.prefetch == "all":
-            await self._opened.wait()
-            readers = [layer.opened.reader for layer in self._layers]
-            await prefetch(readers, self._options.prefetch_bytes_per_s)
 
     async def _by_profile(self) -> None:
         if self._options.profile is not None:

@@ -63,7 +63,9 @@ def test_listing_fetches_little_and_python_runs_without_the_registry(
         running_registry(registry.storage.parent) as own,
         counting_proxy(own.host) as proxy,
         mounted(
-            big_image.name_at(proxy.host), tmp_path / "mnt", "--cache-dir", tmp_path / "cache"
+            big_image.name_at(proxy.host),
+            tmp_path / "mnt",
+            *("--cache-dir", tmp_path / "cache", "--prefetch", "none"),
         ) as mount,
     ):
         names = output("ls", mount.path).split()

@@ -43,7 +43,7 @@ def test_a_histogram_counts_each_value_once(values: list[float]):
 
 
 def figures() -> Figures:
-    counters = LayerCounters(requests=3, fetched_bytes=300, memory_bytes=7)
+    counters = LayerCounters(requests=3, fetched_bytes=300, guessed_bytes=20, memory_bytes=7)
     counters.failed(SourceUnavailableError("x"))
     for seconds in (0.004, 0.2, 999):
         counters.first_byte_s.observe(seconds)
@@ -76,6 +76,8 @@ def test_what_prometheus_reads():
     assert read["lazyfs_fuse_oldest_request_seconds",] == 5.5
     assert read["lazyfs_layers", ("lazy", "false"), ("mode", "whole")] == 2
     assert read["lazyfs_fetched_bytes_total",] == 600
+    assert read["lazyfs_guessed_bytes_total",] == 40
+    assert read["lazyfs_guessed_right_bytes_total",] == 0
     assert read["lazyfs_errors_total", ("cause", "unreachable")] == 2
     assert read["lazyfs_fetch_first_byte_seconds_bucket", ("le", "0.25")] == 4
     assert read["lazyfs_fetch_first_byte_seconds_count",] == 6

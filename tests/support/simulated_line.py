@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from lazyfs.errors import SourceUnavailableError
 from lazyfs.model import ByteRange
 from tests.support.blob_simulator import BlobSimulator
 
@@ -56,6 +57,8 @@ class BlobOnLine(BlobSimulator):
         self.requests.append(where)
         async with self.line.connection():
             await trio.sleep(self.line.rtt_s)
+            if self.down:
+                raise SourceUnavailableError(f"{self.origin}: down")
             pieces = self._over_line(where)
             try:
                 yield pieces

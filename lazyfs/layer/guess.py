@@ -1,0 +1,151 @@
+"""Guesses of a mount: chunks that nobody asked for, fetched while the line would be idle."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from cache.flights import Flights
+from cache.store import ChunkStore
+from lazyfs.layer.chunks import Chunks
+from lazyfs.layer.counters import LayerCounters
+from lazyfs.layer.likely import Likely, Place
+from lazyfs.layer.piece import Piece
+from lazyfs.layer.turns import Turns, nothing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """What takes part."""
+
+    chunks: Chunks
+    begin: Callable[[Sequence[Piece]], None]
+    counters: LayerCounters
+
+
+class Guesser:
+    """Fetches what is likely to be wanted next, of all layers of a mount."""
+
+    def __init__(
+        self, nursery: trio.Nursery, store: ChunkStore, flights: Flights, turns: Turns
+    ) -> None:
+        """Guess what ``store`` and ``flights`` lack, while ``turns`` leave the line idle."""
+        self._nursery = nursery
+        self._store = store
+        self._flights = flights
+        self._turns = turns
+        self._layers: list[_Layer] = []
+        self._next: tuple[Place, Piece] | None = None
+        self._nothing = True
+        """There is nothing to guess until readers want something else."""
+        self._started = False
+        self.likely = Likely()
+
+    def layer(
+        self,
+        chunks: Chunks,
+        begin: Callable[[Sequence[Piece]], None],
+        counters: LayerCounters,
+    ) -> "LayerGuesses":
+        """Have a layer take part; ``begin`` begins to fetch chunks of it, and returns at once."""
+        number = len(self._layers)
+        self._layers.append(_Layer(chunks, begin, counters))
+        self.likely.add(number, len(chunks.table))
+        return LayerGuesses(self, number, chunks)
+
+    def start(self) -> None:
+        """Guess from now on."""
+        self._started = True
+        self._turns.spare = self._guess
+        self._guess()
+
+    def wanted(self, number: int, index: int) -> None:
+        """A reader is about to ask for a chunk, perhaps not for the first time."""
+        place = Place(number, index)
+        if not self.likely.is_new(place):
+            return
+        layer = self._layers[number]
+        piece = layer.chunks.piece(index)
+        length = piece.where.length
+        if self.likely.wanted(place, length, here=self._here(piece)):
+            layer.counters.guessed_right_bytes += length
+        self._next, self._nothing = None, False
+        if self._started:
+            self._nursery.start_soon(self._guess_later)
+
+    async def _guess_later(self) -> None:
+        """Readers ask first."""
+        await trio.lowlevel.checkpoint()
+        self._guess()
+
+    def _guess(self) -> None:
+        """Guess as long as the line has room; not even a bug of it is anybody's but its own."""
+        try:
+            self._guess_on()
+        except Exception:
+            log.exception("guessing stops: internal error")
+            self._started = False
+            self._turns.spare = nothing
+
+    def _guess_on(self) -> None:
+        """Neighbours among the guesses become one request."""
+        guessed: dict[int, list[Piece]] = defaultdict(list)
+        length = 0
+        while not self._nothing:
+            if self._next is None:
+                self._next = self._best()
+                self._nothing = self._next is None
+                continue
+            place, piece = self._next
+            if not self._turns.line.may_guess(piece.where.length, length):
+                break
+            self._next = None
+            length += piece.where.length
+            self.likely.guessed(place, piece.where.length)
+            self._layers[place.layer].counters.guessed_bytes += piece.where.length
+            guessed[place.layer].append(piece)
+        for number, pieces in guessed.items():
+            self._layers[number].begin(pieces)
+
+    def _best(self) -> tuple[Place, Piece] | None:
+        """What to guess next, if anything."""
+        while (place := self.likely.best()) is not None:
+            piece = self._layers[place.layer].chunks.piece(place.chunk)
+            if not self._here(piece):
+                return (place, piece) if self.likely.affords(piece.where.length) else None
+            self.likely.pass_over(place)
+        return None
+
+    def _here(self, piece: Piece) -> bool:
+        """Whether a chunk is there or on its way."""
+        flying = self._flights.flying(piece.key) is not None
+        return flying or self._store.contains(piece.key)
+
+
+class LayerGuesses:
+    """What readers of one layer want."""
+
+    def __init__(self, guesser: Guesser, number: int, chunks: Chunks) -> None:
+        """Tell ``guesser`` about its layer ``number``."""
+        self._guesser = guesser
+        self._number = number
+        self._table = chunks.table
+        self._start = self._end = 0
+        """Of the chunk that was wanted last, in the image."""
+
+    def used(self, offset: int, length: int) -> None:
+        """A range inside the image is about to be read; returns at once."""
+        end = offset + length
+        if self._start <= offset and end <= self._end:
+            return
+        at = offset
+        while at < end:
+            index = self._table.index_at(at)
+            chunk = self._table.chunk(index)
+            self._start, self._end = chunk.offset, chunk.end
+            self._guesser.wanted(self._number, index)
+            at = chunk.end

@@ -1,0 +1,115 @@
+"""Which chunks are likely to be wanted next: those close to what was wanted lately.
+
+Pure. A program that starts reads here and there, one chunk after the other, but most of it in
+clusters: page faults in a large library, files of one directory. So each chunk that a reader
+wants speaks for its neighbours on both sides, the more the nearer they are and the less the
+longer ago that was. Guesses that are wanted later pay for more of them; those that are not use a
+credit up, of which what readers had to wait for brings back a little.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+NEAR = 8
+"""A wanted chunk speaks for so many on each side."""
+
+LATELY = 16
+"""So many wanted chunks are remembered."""
+
+FADING = 0.8
+"""Each further wanted chunk makes the older ones count so much of what they did."""
+
+LEAST = 0.5
+"""What speaks for a chunk must come to so much; the neighbour of the last one has 1."""
+
+FREE_BYTES = 4 << 20
+"""May be guessed in vain at first: a start is nearly over when guesses have paid for others."""
+
+WANTED_SHARE = 0.5
+"""... and of what readers waited for."""
+
+
+class Place(NamedTuple):
+    """A chunk of a layer."""
+
+    layer: int
+    chunk: int
+
+
+class _State:
+    """Of a chunk, as a byte."""
+
+    UNKNOWN, WANTED, GUESSED, PASSED = range(4)
+
+
+class Likely:
+    """The chunks of some layers."""
+
+    def __init__(self) -> None:
+        self._states: dict[int, bytearray] = {}
+        self._lately: deque[Place] = deque(maxlen=LATELY)
+        self.waited_bytes = 0
+        """Wanted, and neither there nor guessed."""
+        self.guessed_bytes = 0
+        self.hit_bytes = 0
+        """Guessed, and wanted later."""
+
+    def add(self, layer: int, chunks: int) -> None:
+        """There is a layer of so many chunks."""
+        self._states[layer] = bytearray(chunks)
+
+    def is_new(self, place: Place) -> bool:
+        """Whether ``wanted`` was not told of a chunk."""
+        return self._states[place.layer][place.chunk] != _State.WANTED
+
+    def wanted(self, place: Place, length: int, *, here: bool) -> bool:
+        """A reader wants a chunk, for the first time; whether it was guessed.
+
+        Args:
+            place: which.
+            length: of its frame.
+            here: whether it was there. If it was not guessed it says nothing then.
+        """
+        states = self._states[place.layer]
+        guessed = states[place.chunk] == _State.GUESSED
+        states[place.chunk] = _State.WANTED
+        if guessed:
+            self.hit_bytes += length
+        elif here:
+            return False
+        else:
+            self.waited_bytes += length
+        self._lately.append(place)
+        return guessed
+
+    def guessed(self, place: Place, length: int) -> None:
+        """A chunk is fetched though nobody asked for it."""
+        self._states[place.layer][place.chunk] = _State.GUESSED
+        self.guessed_bytes += length
+
+    def pass_over(self, place: Place) -> None:
+        """A chunk is there, or somebody fetches it: it need not be guessed."""
+        self._states[place.layer][place.chunk] = _State.PASSED
+
+    def affords(self, length: int) -> bool:
+        """Whether so much may be guessed now, by how the guesses so far have turned out."""
+        vain = self.guessed_bytes - self.hit_bytes + length
+        return vain <= FREE_BYTES + self.hit_bytes + WANTED_SHARE * self.waited_bytes
+
+    def best(self) -> Place | None:
+        """The chunk that is wanted next most probably; None: nothing speaks for any."""
+        speaks: dict[Place, float] = {}
+        weight = 1.0
+        for layer, index in reversed(self._lately):
+            states = self._states[layer]
+            first, end = max(0, index - NEAR), min(len(states), index + NEAR + 1)
+            for near in range(first, end):
+                if states[near] == _State.UNKNOWN:
+                    place = Place(layer, near)
+                    speaks[place] = speaks.get(place, 0.0) + weight / abs(near - index)
+            weight *= FADING
+        if not speaks:
+            return None
+        # Of equals the one behind: files are read forwards more often.
+        found = max(speaks, key=lambda place: (speaks[place], place.chunk))
+        return found if speaks[found] >= LEAST else None

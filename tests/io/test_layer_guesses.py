@@ -1,0 +1,179 @@
+"""What guesses gain and cost over lines of all kinds, in virtual time."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+import trio
+import trio.testing
+
+from lazyfs.errors import SourceUnavailableError
+from lazyfs.layer.guess import Guesser
+from lazyfs.layer.likely import FREE_BYTES, WANTED_SHARE
+from lazyfs.profile.recording import Recording
+from tests.support import layer_builder as build
+from tests.support.layer_builder import Layer
+from tests.support.layer_rig import Opened, Rig, noise, rigged
+from tests.support.simulated_line import BlobOnLine, SimulatedLine
+from tests.support.tick_registry import threads_at_once
+
+CHUNK = 128 << 10
+COUNT = 192
+READ = 20_480
+"""Longer than what goes through the memory of pages."""
+
+THINK_S = 0.004
+"""What a program does between two reads."""
+
+
+@pytest.fixture(scope="module")
+def layer() -> Layer:
+    return build.seekable(noise(COUNT * CHUNK), CHUNK)
+
+
+@pytest.fixture(autouse=True)
+def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads_at_once(monkeypatch)
+
+
+def clusters() -> list[int]:
+    """Chunks as a start reads them: near each other, in no order, then somewhere else."""
+    rng = random.Random(5)
+    wanted = []
+    for start in (100, 20, 150, 60):
+        near = rng.sample(range(start, start + 30), 22)
+        wanted += near
+    return wanted
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of some reads."""
+
+    seconds: float
+    fetched_bytes: int
+    requests: int
+    guessed_bytes: int
+    right_bytes: int
+
+
+async def opened(rig: Rig, layer: Layer, rtt_ms: float, mbit: float) -> tuple[Opened, BlobOnLine]:
+    blob = BlobOnLine(layer.blob, SimulatedLine(rtt_ms / 1e3, mbit * 1e6))
+    return await rig.open(layer, blob=blob), blob
+
+
+def with_guesser(rig: Rig) -> Guesser:
+    engine = rig.engine
+    engine.guesser = Guesser(rig.nursery, rig.store, rig.flights, engine.turns)
+    return engine.guesser
+
+
+async def cost(
+    layer: Layer, line: tuple[float, float], chunks: Sequence[int], *, guessing: bool
+) -> Cost:
+    async with rigged() as rig:
+        guesser = with_guesser(rig) if guessing else None
+        found, blob = await opened(rig, layer, *line)
+        if guesser is not None:
+            guesser.start()
+        began = trio.current_time()
+        for chunk in chunks:
+            await found.reader.read_once(chunk * CHUNK, READ)
+            await trio.sleep(THINK_S)
+        seconds = trio.current_time() - began
+        await trio.testing.wait_all_tasks_blocked()
+    counters = found.counters
+    return Cost(
+        seconds,
+        blob.fetched_bytes,
+        len(blob.requests),
+        counters.guessed_bytes,
+        counters.guessed_right_bytes,
+    )
+
+
+async def test_a_scattered_start_waits_less_on_a_long_line(
+    layer: Layer, autojump_clock: trio.testing.MockClock
+):
+    without = await cost(layer, (50, 100), clusters(), guessing=False)
+    guessing = await cost(layer, (50, 100), clusters(), guessing=True)
+    assert guessing.seconds < 0.6 * without.seconds
+    assert guessing.right_bytes > 0.5 * guessing.guessed_bytes
+    assert guessing.fetched_bytes < 1.6 * without.fetched_bytes
+
+
+@pytest.mark.parametrize("line", [(0.5, 10), (5, 10), (0.5, 1000), (1, 1000)])
+async def test_where_a_guess_gains_nothing_there_is_none(
+    layer: Layer, line: tuple[float, float], autojump_clock: trio.testing.MockClock
+):
+    without = await cost(layer, line, clusters(), guessing=False)
+    guessing = await cost(layer, line, clusters(), guessing=True)
+    assert guessing.guessed_bytes == 0
+    assert guessing.fetched_bytes == without.fetched_bytes
+    assert guessing.seconds == pytest.approx(without.seconds, rel=0.01)
+
+
+@pytest.mark.parametrize("line", [(50, 10), (5, 100), (50, 100), (50, 1000)])
+async def test_random_reads_cost_little_more(
+    layer: Layer, line: tuple[float, float], autojump_clock: trio.testing.MockClock
+):
+    chunks = random.Random(3).sample(range(0, COUNT, 6), 30)
+    without = await cost(layer, line, chunks, guessing=False)
+    guessing = await cost(layer, line, chunks, guessing=True)
+    in_vain = guessing.guessed_bytes - guessing.right_bytes
+    assert guessing.seconds <= 1.05 * without.seconds + in_vain * 8 / line[1] / 1e6
+    allowed = FREE_BYTES + guessing.right_bytes + WANTED_SHARE * without.fetched_bytes
+    assert in_vain <= allowed
+
+
+async def test_nothing_is_guessed_before_it_is_time(
+    layer: Layer, autojump_clock: trio.testing.MockClock
+):
+    async with rigged() as rig:
+        guesser = with_guesser(rig)
+        found, _ = await opened(rig, layer, 50, 100)
+        for chunk in (50, 53, 56):
+            await found.reader.read_once(chunk * CHUNK, READ)
+        await trio.sleep(1)
+        assert found.counters.guessed_bytes == 0
+        guesser.start()
+        await trio.sleep(1)
+        assert found.counters.guessed_bytes >= 4 * CHUNK
+        guessed = found.key(54)
+        assert rig.store.contains(guessed)
+
+
+async def test_guesses_are_not_in_the_recording(
+    layer: Layer, autojump_clock: trio.testing.MockClock
+):
+    async with rigged() as rig:
+        with_guesser(rig).start()
+        found, _ = await opened(rig, layer, 50, 100)
+        recording = Recording()
+        found.counters.touched = recording.layer()
+        await found.reader.read_once(50 * CHUNK, READ)
+        await trio.sleep(1)
+        await found.reader.read_once(54 * CHUNK, READ)
+        await trio.sleep(1)
+        assert found.counters.guessed_bytes
+        blocks = {block for run in recording.runs() for block in range(run.first, run.end)}
+        wanted = {(chunk * CHUNK + at) // 4096 for chunk in (50, 54) for at in range(0, READ, 4096)}
+        assert blocks == wanted
+
+
+async def test_what_cannot_be_had_is_guessed_once(
+    layer: Layer, autojump_clock: trio.testing.MockClock
+):
+    async with rigged() as rig:
+        with_guesser(rig).start()
+        found, blob = await opened(rig, layer, 50, 100)
+        await found.reader.read_once(50 * CHUNK, READ)
+        blob.down = True
+        before = len(blob.requests)
+        with pytest.raises(SourceUnavailableError):
+            await found.reader.read_once(90 * CHUNK, READ)
+        await trio.sleep(60)
+        asked = [where.offset for where in blob.requests[before:]]
+        assert 1 < len(asked) < 10
+        assert len(asked) == len(set(asked))

@@ -1,0 +1,106 @@
+"""Which chunks are guessed, and how many in vain at most."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.layer.likely import FREE_BYTES, NEAR, WANTED_SHARE, Likely, Place
+
+LENGTH = 200_000
+CHUNKS = 100
+
+
+def layers(*chunks: int) -> Likely:
+    likely = Likely()
+    for number, count in enumerate(chunks):
+        likely.add(number, count)
+    return likely
+
+
+def guesses(likely: Likely, most: int = CHUNKS) -> list[Place]:
+    """What is guessed if nothing is wanted meanwhile."""
+    found: list[Place] = []
+    while len(found) < most and (place := likely.best()) is not None:
+        likely.guessed(place, LENGTH)
+        found.append(place)
+    return found
+
+
+def test_nothing_is_guessed_before_something_was_wanted():
+    assert layers(CHUNKS).best() is None
+
+
+def test_a_wanted_chunk_speaks_for_its_neighbours_the_nearest_first():
+    likely = layers(CHUNKS)
+    likely.wanted(Place(0, 50), LENGTH, here=False)
+    assert [chunk for _, chunk in guesses(likely)] == [51, 49, 52, 48]
+
+
+def test_where_several_were_wanted_guesses_reach_further():
+    likely = layers(CHUNKS)
+    for chunk in (50, 53, 56):
+        likely.wanted(Place(0, chunk), LENGTH, here=False)
+    found = {chunk for _, chunk in guesses(likely)}
+    assert {51, 52, 54, 55, 57, 58} <= found
+    assert found <= set(range(50 - NEAR, 56 + NEAR + 1))
+
+
+def test_the_latest_come_first():
+    likely = layers(CHUNKS, CHUNKS)
+    likely.wanted(Place(0, 20), LENGTH, here=False)
+    likely.wanted(Place(1, 70), LENGTH, here=False)
+    assert guesses(likely, 4) == [Place(1, 71), Place(1, 69), Place(0, 21), Place(0, 19)]
+
+
+def test_guesses_end_with_the_layer():
+    likely = layers(1, 3)
+    likely.wanted(Place(0, 0), LENGTH, here=False)
+    likely.wanted(Place(1, 2), LENGTH, here=False)
+    assert guesses(likely) == [Place(1, 1), Place(1, 0)]
+
+
+def test_what_was_there_says_nothing_and_what_was_guessed_does():
+    likely = layers(CHUNKS)
+    assert not likely.wanted(Place(0, 50), LENGTH, here=True)
+    assert likely.best() is None
+    likely.guessed(Place(0, 60), LENGTH)
+    assert likely.wanted(Place(0, 60), LENGTH, here=True)
+    assert likely.best() == Place(0, 61)
+    assert (likely.guessed_bytes, likely.hit_bytes, likely.waited_bytes) == (LENGTH, LENGTH, 0)
+
+
+def test_what_is_passed_over_is_not_named_again():
+    likely = layers(CHUNKS)
+    likely.wanted(Place(0, 50), LENGTH, here=False)
+    likely.pass_over(Place(0, 51))
+    assert likely.best() == Place(0, 49)
+
+
+def test_a_chunk_is_new_until_it_is_wanted():
+    likely = layers(CHUNKS)
+    place = Place(0, 7)
+    likely.guessed(place, LENGTH)
+    assert likely.is_new(place)
+    likely.wanted(place, LENGTH, here=True)
+    assert not likely.is_new(place)
+
+
+def test_who_reads_all_in_any_order_is_guessed_for_without_end():
+    likely = layers(1000)
+    for chunk in range(0, 1000, 2):
+        if likely.is_new(Place(0, chunk)):
+            likely.wanted(Place(0, chunk), LENGTH, here=False)
+            for place in guesses(likely, 1):
+                likely.wanted(place, LENGTH, here=True)
+        assert likely.affords(LENGTH)
+
+
+@given(st.lists(st.integers(0, CHUNKS - 1), max_size=200), st.integers(1, 1 << 20))
+def test_guesses_in_vain_are_bounded(wanted: list[int], length: int):
+    likely = layers(CHUNKS)
+    for chunk in wanted:
+        if likely.is_new(Place(0, chunk)):
+            likely.wanted(Place(0, chunk), length, here=False)
+        while (place := likely.best()) is not None and likely.affords(length):
+            likely.guessed(place, length)
+        vain = likely.guessed_bytes - likely.hit_bytes
+        assert vain <= FREE_BYTES + likely.hit_bytes + WANTED_SHARE * likely.waited_bytes
