@@ -18,19 +18,21 @@ from lazyfs.errors import (
     NoSuchEntryError,
     NotYetThereError,
     SourceUnavailableError,
+    VerificationError,
 )
 from lazyfs.failurelog import FailureLog
 from lazyfs.fuse import replies
 from lazyfs.fuse.counters import Counters
+from lazyfs.fuse.curious import Curious
 from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, ErrnoError, errno_of, first_cause
 from lazyfs.fuse.lateness import Lateness, LateRead
 from lazyfs.fuse.protocol import Opcode
 from lazyfs.fuse.requests import (
-    ReadRequest,
     decode_getxattr,
     decode_listxattr,
     decode_name,
     decode_read,
+    decode_thread,
 )
 from lazyfs.fuse.server import Answer, Handler
 from lazyfs.interfaces import ImageTree
@@ -48,6 +50,9 @@ POSITION_AFTER_DOTDOT = 2
 
 UNKNOWN_INODE = 0xFFFF_FFFF
 """For "..", whose number only the kernel knows (``FUSE_UNKNOWN_INO`` in libfuse)."""
+
+BROKEN_DIRECTORY = (ImageFormatError, VerificationError, NoSuchEntryError)
+"""What looking into a directory may find that says nothing against the one that lists it."""
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +96,7 @@ class ImageOperations:
         self._timeout_errno = timeout_errno
         self._failures = FailureLog()
         self._lateness = Lateness()
+        self._curious = Curious()
 
     def errno_for(self, operation: str, node: NodeId, error: Exception, began_s: float) -> int:
         """What a reader gets for ``error``; it is logged and counted, unless it is ordinary."""
@@ -141,6 +147,7 @@ class ImageOperations:
             raise  # ENOENT, which the kernel does not remember
         except NoSuchEntryError:
             return replies.ABSENT_ENTRY
+        self._curious.looks_up(decode_thread(request), parent)
         return replies.encode_entry(node, await tree.attributes(node))
 
     async def _on_getattr(self, node: NodeId, _: bytes) -> Answer:
@@ -188,30 +195,34 @@ class ImageOperations:
         return _sized(b"".join([name + b"\0" for name in names]), size)
 
     async def _on_readdir(self, directory: NodeId, request: bytes) -> Answer:
-        return await self._list(directory, decode_read(request), plus=False)
+        return await self._list(directory, request, plus=False)
 
     async def _on_readdirplus(self, directory: NodeId, request: bytes) -> Answer:
-        return await self._list(directory, decode_read(request), plus=True)
+        return await self._list(directory, request, plus=True)
 
-    async def _list(self, directory: NodeId, wanted: ReadRequest, *, plus: bool) -> Answer:
+    async def _list(self, directory: NodeId, request: bytes, *, plus: bool) -> Answer:
         """Names from a position on, as many as there is room for.
 
         Once one is in, neither an error nor lack of time loses it: the listing stops there, and
         the next request meets the trouble as its first entry.
         """
-        listing = replies.Listing(wanted.size, plus=plus)
-        position = wanted.offset
+        position, size = decode_read(request)
+        listing = replies.Listing(size, plus=plus)
         if position < POSITION_AFTER_DOT:
             listing.add(b".", directory, stat.S_IFDIR, POSITION_AFTER_DOT)
         if position < POSITION_AFTER_DOTDOT:
             listing.add(b"..", UNKNOWN_INODE, stat.S_IFDIR, POSITION_AFTER_DOTDOT)
         start = max(0, position - POSITION_AFTER_DOTDOT)
+        with_directories = plus and not self._tree.grows
+        with_files = plus and self._curious.lists(decode_thread(request), directory)
         listed = False
         with trio.CancelScope() as patience:
             try:
                 while entries := await self._tree.entries(directory, start):
                     for entry in entries:
-                        shown = await self._listed_entry(entry) if plus else replies.NO_ENTRY
+                        shown = replies.NO_ENTRY
+                        if with_files or (with_directories and entry.file_type == stat.S_IFDIR):
+                            shown = await self._listed_entry(directory, entry)
                         start = entry.next_position
                         position = start + POSITION_AFTER_DOTDOT
                         if not listing.add(
@@ -228,20 +239,22 @@ class ImageOperations:
                     raise
         return listing.buffer
 
-    async def _listed_entry(self, entry: DirectoryEntry) -> bytes:
+    async def _listed_entry(self, directory: NodeId, entry: DirectoryEntry) -> bytes:
         """What a listing tells the kernel about an entry; a broken inode costs only itself.
 
-        The kernel is to look up a directory before it goes in: only a lookup sees that a broken
-        image has it in several places.
+        The kernel goes into a directory without looking it up once it knows it, so it is looked
+        up here: only that sees that a broken image has it in several places.
         """
-        if entry.file_type == stat.S_IFDIR:
-            return replies.NO_ENTRY
+        is_directory = entry.file_type == stat.S_IFDIR
         try:
+            if is_directory and await self._tree.lookup(directory, entry.name) != entry.node:
+                return replies.NO_ENTRY
             attributes = await self._tree.attributes(entry.node)
             if stat.S_IFMT(attributes.mode) == entry.file_type:
                 return replies.encode_entry(entry.node, attributes)
         except Exception as error:
-            if not isinstance(first_cause(error), ImageFormatError):
+            expected = BROKEN_DIRECTORY if is_directory else ImageFormatError
+            if not isinstance(first_cause(error), expected):
                 raise
         return replies.NO_ENTRY
 

@@ -21,6 +21,9 @@ _INTERRUPT_IN = struct.Struct("=Q")
 
 _BODY = IN_HEADER.size
 
+_thread_at = struct.Struct("=32xI").unpack_from
+"""``fuse_in_header.pid``."""
+
 
 class ReadRequest(NamedTuple):
     """READ, READDIR and READDIRPLUS."""
@@ -52,6 +55,12 @@ def decode_name(request: bytes, offset: int = _BODY) -> bytes:
     if b"\0" in name:
         raise FuseRequestError(f"NUL in the name {name!r}")
     return name
+
+
+def decode_thread(request: bytes) -> int:
+    """Who asks, of a request whose head was read already; 0: nobody whom we can see."""
+    (thread,) = _thread_at(request)
+    return int(thread)
 
 
 def decode_read(request: bytes) -> ReadRequest:

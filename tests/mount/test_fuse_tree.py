@@ -282,18 +282,59 @@ def test_a_broken_inode_costs_only_itself(broken: Mount, name):
         assert failed.value.errno == number
 
 
+LOOKING = """
+import os, sys
+first, then = sys.argv[1:]
+os.listdir(first)
+os.lstat(os.path.join(first, "known"))
+os.execvp("ls", ["ls", "-f", then])
+"""
+"""Looks at what it lists, so that the next listing comes with attributes."""
+
+
 @pytest.mark.parametrize("name", ["digest", "unavailable", "oserror", "key", "bad-group"])
 def test_a_listing_that_fails_says_so_after_what_it_has(broken: Mount, name):
     directory = broken.path / name
-    listed: list[str] = []
-    with pytest.raises(OSError, match=r".") as failed, os.scandir(directory) as entries:
-        listed += (entry.name for entry in entries)
-    assert failed.value.errno == (errno.ENOSPC if name == "oserror" else errno.EIO)
-    assert listed in ([], ["before"])  # Python gives up what came with the error
-    done = subprocess.run(["ls", "-f", directory], capture_output=True, timeout=60)
+    command = [sys.executable, "-c", LOOKING, broken.path / f"{name}-sound", directory]
+    done = subprocess.run(command, capture_output=True, timeout=60)
     assert done.stdout.split() == [b".", b"..", b"before"]
     assert done.returncode != 0
+    assert (b"No space" if name == "oserror" else b"Input/output error") in done.stderr
     assert (directory / "behind").read_bytes() == b"behind"
+
+
+@pytest.mark.parametrize("name", ["format", "unsupported", "group", "digest"])
+def test_a_broken_directory_costs_only_itself(broken: Mount, name):
+    directory = broken.path / f"{name}-folder"
+    assert os.listdir(directory) == ["broken", "behind"]
+    with pytest.raises(OSError, match=r"."):
+        os.lstat(directory / "broken")
+
+
+@pytest.mark.parametrize("name", ["unavailable", "oserror", "key", "bad-group"])
+def test_a_directory_that_cannot_be_had_fails_the_listing(broken: Mount, name):
+    with pytest.raises(OSError, match=r".") as failed:
+        os.listdir(broken.path / f"{name}-folder")
+    assert failed.value.errno == (errno.ENOSPC if name == "oserror" else errno.EIO)
+
+
+def test_a_walk_costs_only_listings(tmp_path):
+    with mounted("basic", tmp_path) as mount:
+        before = mount.status()
+        walk = ["find", os.fspath(mount.path)]
+        assert len(subprocess.run(walk, capture_output=True, timeout=60).stdout.split()) > 100
+        after = mount.status()
+        for words in ("lookup", "readdir"):
+            assert words not in after["fuse"]["operations"]
+        looked = after["calls"]["attributes"] - before["calls"].get("attributes", 0)
+        assert looked == 4  # "dir", "dir/sub" and "fail", and the root itself
+
+
+def test_who_looks_at_what_he_lists_is_given_attributes(tmp_path):
+    with mounted("big", tmp_path, "--timeout", "10s") as mount:
+        done = subprocess.run(["ls", "-l", mount.path / "big"], capture_output=True, timeout=60)
+        assert len(done.stdout.splitlines()) == 10_001
+        assert mount.status()["fuse"]["operations"]["lookup"] < 2000
 
 
 def test_a_listing_that_takes_too_long_hands_out_what_it_has(tmp_path):

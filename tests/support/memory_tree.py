@@ -241,6 +241,12 @@ def broken_tree(switches: Path | None) -> MemoryTree:
         broken = tree.add(f"{directory}/broken", stat.S_IFREG | 0o644, b"broken")
         tree.nodes[broken].broken_attributes = error
         tree.add(f"{directory}/behind", stat.S_IFREG | 0o644, b"behind")
+        tree.add(f"{directory}-folder", stat.S_IFDIR | 0o755)
+        broken = tree.add(f"{directory}-folder/broken", stat.S_IFDIR | 0o755)
+        tree.nodes[broken].broken_attributes = error
+        tree.add(f"{directory}-folder/behind", stat.S_IFREG | 0o644, b"behind")
+        tree.add(f"{directory}-sound", stat.S_IFDIR | 0o755)
+        tree.add(f"{directory}-sound/known", stat.S_IFREG | 0o644, b"known")
     return tree
 
 
@@ -248,7 +254,7 @@ def slow_tree(switches: Path | None) -> MemoryTree:
     """A listing that never comes to its end."""
     tree = MemoryTree(switches)
     tree.add("before", stat.S_IFREG | 0o644, b"before")
-    tree.nodes[tree.add("silent", stat.S_IFREG | 0o644)].no_attributes = True
+    tree.nodes[tree.add("silent", stat.S_IFDIR | 0o755)].no_attributes = True
     return tree
 
 
