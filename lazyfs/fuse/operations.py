@@ -18,7 +18,6 @@ from lazyfs.errors import (
     NoSuchEntryError,
     NotYetThereError,
     SourceUnavailableError,
-    VerificationError,
 )
 from lazyfs.failurelog import FailureLog
 from lazyfs.fuse import replies
@@ -50,9 +49,6 @@ POSITION_AFTER_DOTDOT = 2
 
 UNKNOWN_INODE = 0xFFFF_FFFF
 """For "..", whose number only the kernel knows (``FUSE_UNKNOWN_INO`` in libfuse)."""
-
-BROKEN_DIRECTORY = (ImageFormatError, VerificationError, NoSuchEntryError)
-"""What looking into a directory may find that says nothing against the one that lists it."""
 
 log = logging.getLogger(__name__)
 
@@ -243,20 +239,28 @@ class ImageOperations:
         """What a listing tells the kernel about an entry; a broken inode costs only itself.
 
         The kernel goes into a directory without looking it up once it knows it, so it is looked
-        up here: only that sees that a broken image has it in several places.
+        up here: only that sees that a broken image has it in several places. Nobody has asked for
+        that yet, so only what is at hand is looked at.
         """
-        is_directory = entry.file_type == stat.S_IFDIR
         try:
-            if is_directory and await self._tree.lookup(directory, entry.name) != entry.node:
-                return replies.NO_ENTRY
-            attributes = await self._tree.attributes(entry.node)
-            if stat.S_IFMT(attributes.mode) == entry.file_type:
-                return replies.encode_entry(entry.node, attributes)
+            if entry.file_type != stat.S_IFDIR:
+                return await self._entry_if_sound(entry)
+            with trio.CancelScope() as at_hand:
+                at_hand.cancel()
+                if await self._tree.lookup(directory, entry.name) == entry.node:
+                    return await self._entry_if_sound(entry)
         except Exception as error:
-            expected = BROKEN_DIRECTORY if is_directory else ImageFormatError
-            if not isinstance(first_cause(error), expected):
+            # Whatever is wrong with a directory is for him who goes in.
+            is_directory = entry.file_type == stat.S_IFDIR
+            if not is_directory and not isinstance(first_cause(error), ImageFormatError):
                 raise
         return replies.NO_ENTRY
+
+    async def _entry_if_sound(self, entry: DirectoryEntry) -> bytes:
+        attributes = await self._tree.attributes(entry.node)
+        if stat.S_IFMT(attributes.mode) != entry.file_type:
+            return replies.NO_ENTRY
+        return replies.encode_entry(entry.node, attributes)
 
 
 async def _opened(_node: NodeId, _request: bytes) -> Answer:

@@ -8,7 +8,6 @@ waits, another task takes the lead, and the first one ends with its request.
 import errno
 import logging
 import os
-import select
 import struct
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeAlias
@@ -37,11 +36,6 @@ The kernel keeps the others."""
 
 ANSWERS_IN_A_ROW = 32
 """After so many other tasks get their turn: those that fetch, above all."""
-
-LINGER_MS = 1
-"""After an answer the next request is waited for so long without giving other tasks a turn, if no
-request waits for them. Who walks a tree asks again at once, and a round through trio's loop costs
-as much as an answer."""
 
 GRACE_S = 2.0
 """How long requests may still be answered once the end was asked for."""
@@ -94,8 +88,6 @@ class Server:
         self._waiting: dict[int, _Turn] = {}
         """Those whose request waits, by its number."""
         self._watching = False
-        self._soon = select.poll()
-        self._soon.register(device, select.POLLIN)
 
     async def serve(self) -> None:
         """Answer requests until the file system is unmounted, ``stop`` or the caller cancels.
@@ -145,10 +137,6 @@ class Server:
                 log.error("cannot read requests: %s", error)
                 self._unmounted()
             return None
-
-    def lingers(self) -> bool:
-        """Wait a moment for a request; whether there is something to read."""
-        return not self._waiting and bool(self._soon.poll(LINGER_MS))
 
     def reply(self, unique: int, answer: Answer) -> None:
         """Answer a request."""
@@ -248,8 +236,6 @@ class _Turn:
         while not server.stopped:
             message = server.read()
             if message is None:
-                if answered and server.lingers():
-                    continue
                 answered = 0
                 await trio.lowlevel.wait_readable(server.device)
                 continue

@@ -208,6 +208,8 @@ class ErofsLayer:
         return self._derived.get((self._number, *request.key))
 
     async def _answer(self, request: Request) -> bytes:
+        # Who wants only what is at hand is cancelled: nothing is fetched for him.
+        await trio.lowlevel.checkpoint_if_cancelled()
         if isinstance(request, Need):
             return await self._device(request.device).read(request.offset, request.length)
         key = (self._number, *request.key)

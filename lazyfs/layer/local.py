@@ -5,6 +5,7 @@ nothing to prove. Reads are done in place: they come from the page cache as a ru
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from lazyfs.errors import SourceUnavailableError
@@ -30,12 +31,21 @@ class LocalFile(PagedReader):
         self.identity = f"{found.st_dev}:{found.st_ino}:{size_bytes}:{found.st_mtime_ns}"
         """Tells this file in this state from any other."""
 
+    def proven_nowait(self, offset: int, length: int) -> bytes | None:
+        """See ``PagedReader.proven_nowait``."""
+        with suppress(SourceUnavailableError):
+            return self._read(offset, length)
+        return None
+
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Bytes of the file.
 
         Raises:
             SourceUnavailableError: the disk failed, or the file was cut short meanwhile.
         """
+        return self._read(offset, length)
+
+    def _read(self, offset: int, length: int) -> bytes:
         try:
             data = os.pread(self._file, length, offset)
         except OSError as error:

@@ -254,7 +254,12 @@ def slow_tree(switches: Path | None) -> MemoryTree:
     """A listing that never comes to its end."""
     tree = MemoryTree(switches)
     tree.add("before", stat.S_IFREG | 0o644, b"before")
+    tree.add("folder", stat.S_IFDIR | 0o755)
+    tree.add("folder/before", stat.S_IFREG | 0o644)
+    tree.nodes[tree.add("folder/silent", stat.S_IFREG | 0o644)].no_attributes = True
     tree.nodes[tree.add("silent", stat.S_IFDIR | 0o755)].no_attributes = True
+    tree.add("sound", stat.S_IFDIR | 0o755)
+    tree.add("sound/known", stat.S_IFREG | 0o644)
     return tree
 
 
