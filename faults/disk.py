@@ -13,6 +13,7 @@ from faults.image import WARM
 from faults.model import Fault
 from faults.mounts import RIGHT, SHORT_S
 from faults.stage import Stage
+from tests.support.mounting import turn_read_only
 
 DISK_BYTES = 24 << 20
 MOST_REMOVALS = 100
@@ -182,7 +183,7 @@ def read_only_meanwhile(stage: Stage) -> str:
         stage.mounted(server.host, "--cache-dir", disk / "cache") as mount,
     ):
         before = mount.outcome(WARM)
-        subprocess.run(["mount", "-o", "remount,ro", disk], check=True, capture_output=True)
+        turn_read_only(disk)
         return f"{before} then {mount.outcome()}"
 
 

@@ -141,7 +141,8 @@ class Stage:
         self._mounts += 1
         name = host if "/" in host else f"{host}/{REPOSITORY}:{TAG}"
         directory = self.folder / f"mnt{self._mounts}"
-        words = [*options]
+        # A fault is to meet the reads that are made here, and no guesses between them.
+        words = ["--prefetch", "none", *options]
         if "--hosts-dir" not in words:
             (self.folder / "no-hosts").mkdir(exist_ok=True)
             words += ["--hosts-dir", self.folder / "no-hosts"]

@@ -30,6 +30,8 @@ CHUNK = 65536
 
 TOTALS = {
     "fetched_bytes",
+    "guessed_bytes",
+    "guessed_right_bytes",
     "read_bytes",
     "requests",
     "memory_bytes",

@@ -18,6 +18,7 @@ import pytest
 from tests.support.layer_builder import seekable
 from tests.support.layer_layouts import tree_image, write_image
 from tests.support.lazy_mounts import LazyMount, forget_pages, lazyfs, mounted
+from tests.support.mounting import turn_read_only
 from tests.support.sick_disk import sick_disk
 
 pytestmark = pytest.mark.mount
@@ -150,7 +151,7 @@ def test_a_read_only_disk(image: str, right: Mapping[str, str], tmp_path: Path, 
         if before:
             remount(disk, "ro")
         with mounted(image, tmp_path / "mnt", "--cache-dir", disk / "cache") as mount:
-            remount(disk, "ro")
+            turn_read_only(disk)
             survives(mount, right, disk / "cache", "Read-only", lambda: remount(disk, "rw"))
 
 

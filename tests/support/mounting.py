@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,6 +157,21 @@ def kill(pid: int, number: signal.Signals) -> None:
     """Send a signal; no error if the process is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def turn_read_only(disk: Path) -> None:
+    """Make a mounted disk read-only, once nobody is writing a file on it.
+
+    Readers have their data before the cache has it, so a daemon may be writing just now.
+    """
+    ends = time.monotonic() + COMMAND_WITHIN_S
+    while True:
+        command = ["mount", "-o", "remount,ro", os.fspath(disk)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if "busy" not in done.stderr or time.monotonic() > ends:
+            done.check_returncode()
+            return
+        time.sleep(0.01)
 
 
 def wait_for_end(pid: int) -> bool:
