@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def tune_allocator() -> None:
-    """Have the C library keep the memory of answers for the next ones, all in one heap.
+    """Have the C library keep the memory of answers for the next ones.
 
     It gives memory at the end of its heap back as soon as that is more than twice the largest
     buffer, and each answer of 1 MiB then costs 256 page faults: half its time.

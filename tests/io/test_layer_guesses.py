@@ -14,8 +14,8 @@ from lazyfs.layer.likely import FREE_BYTES, WANTED_SHARE
 from lazyfs.profile.recording import Recording
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer
-from tests.support.layer_rig import Opened, Rig, noise, rigged
-from tests.support.simulated_line import BlobOnLine, SimulatedLine
+from tests.support.layer_rig import Rig, noise, rigged
+from tests.support.simulated_line import open_on_line
 from tests.support.tick_registry import threads_at_once
 
 CHUNK = 128 << 10
@@ -58,11 +58,6 @@ class Cost:
     right_bytes: int
 
 
-async def opened(rig: Rig, layer: Layer, rtt_ms: float, mbit: float) -> tuple[Opened, BlobOnLine]:
-    blob = BlobOnLine(layer.blob, SimulatedLine(rtt_ms / 1e3, mbit * 1e6))
-    return await rig.open(layer, blob=blob), blob
-
-
 def with_guesser(rig: Rig) -> Guesser:
     engine = rig.engine
     engine.guesser = Guesser(rig.nursery, rig.store, rig.flights, engine.turns)
@@ -74,7 +69,7 @@ async def cost(
 ) -> Cost:
     async with rigged() as rig:
         guesser = with_guesser(rig) if guessing else None
-        found, blob = await opened(rig, layer, *line)
+        found, blob = await open_on_line(rig, layer, *line)
         if guesser is not None:
             guesser.start()
         began = trio.current_time()
@@ -132,7 +127,7 @@ async def test_nothing_is_guessed_before_it_is_time(
 ):
     async with rigged() as rig:
         guesser = with_guesser(rig)
-        found, _ = await opened(rig, layer, 50, 100)
+        found, _ = await open_on_line(rig, layer, 50, 100)
         for chunk in (50, 53, 56):
             await found.reader.read_once(chunk * CHUNK, READ)
         await trio.sleep(1)
@@ -149,7 +144,7 @@ async def test_guesses_are_not_in_the_recording(
 ):
     async with rigged() as rig:
         with_guesser(rig).start()
-        found, _ = await opened(rig, layer, 50, 100)
+        found, _ = await open_on_line(rig, layer, 50, 100)
         recording = Recording()
         found.counters.touched = recording.layer()
         await found.reader.read_once(50 * CHUNK, READ)
@@ -167,7 +162,7 @@ async def test_what_cannot_be_had_is_guessed_once(
 ):
     async with rigged() as rig:
         with_guesser(rig).start()
-        found, blob = await opened(rig, layer, 50, 100)
+        found, blob = await open_on_line(rig, layer, 50, 100)
         await found.reader.read_once(50 * CHUNK, READ)
         blob.down = True
         before = len(blob.requests)

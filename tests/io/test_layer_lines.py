@@ -10,8 +10,8 @@ import trio.testing
 from lazyfs.model import ByteRange
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer
-from tests.support.layer_rig import Opened, Rig, noise, rigged
-from tests.support.simulated_line import BlobOnLine, SimulatedLine
+from tests.support.layer_rig import noise, rigged
+from tests.support.simulated_line import open_on_line
 from tests.support.tick_registry import threads_at_once
 
 CHUNK = 128 << 10
@@ -40,15 +40,10 @@ class Cost:
     requests: int
 
 
-async def opened(rig: Rig, layer: Layer, rtt_ms: float, mbit: float) -> tuple[Opened, BlobOnLine]:
-    blob = BlobOnLine(layer.blob, SimulatedLine(rtt_ms / 1e3, mbit * 1e6))
-    return await rig.open(layer, blob=blob), blob
-
-
 async def sequential(layer: Layer, line: tuple[float, float], *, ahead: bool) -> Cost:
     """Read all, one part after the other."""
     async with rigged() as rig:
-        layer_opened, blob = await opened(rig, layer, *line)
+        layer_opened, blob = await open_on_line(rig, layer, *line)
         if not ahead:
             layer_opened.reader.ahead = None
         began = trio.current_time()
@@ -76,7 +71,7 @@ async def test_random_reads_fetch_no_more_than_without_read_ahead(
     costs = []
     for ahead in (False, True):
         async with rigged() as rig:
-            layer_opened, blob = await opened(rig, layer, *line)
+            layer_opened, blob = await open_on_line(rig, layer, *line)
             if not ahead:
                 layer_opened.reader.ahead = None
             rng = random.Random(3)
@@ -95,7 +90,7 @@ async def test_a_reader_is_not_kept_up_by_the_background(
 ):
     """One chunk is wanted in the middle of the fetch of all."""
     async with rigged() as rig:
-        layer_opened, _ = await opened(rig, layer, *line)
+        layer_opened, _ = await open_on_line(rig, layer, *line)
         rtt_s, bytes_per_s = line[0] / 1e3, line[1] * 1e6 / 8
         async with trio.open_nursery() as nursery:
             nursery.start_soon(layer_opened.reader.have, [ByteRange(0, SIZE)])

@@ -12,6 +12,8 @@ import trio
 from lazyfs.errors import SourceUnavailableError
 from lazyfs.model import ByteRange
 from tests.support.blob_simulator import BlobSimulator
+from tests.support.layer_builder import Layer
+from tests.support.layer_rig import Opened, Rig
 
 PIECE_BYTES = 16 << 10
 
@@ -70,3 +72,11 @@ class BlobOnLine(BlobSimulator):
             stop = min(start + PIECE_BYTES, where.end)
             await self.line.carry(stop - start)
             yield self.data[start:stop]
+
+
+async def open_on_line(
+    rig: Rig, layer: Layer, rtt_ms: float, mbit: float
+) -> tuple[Opened, BlobOnLine]:
+    """A layer that was opened behind such a line, and its blob."""
+    blob = BlobOnLine(layer.blob, SimulatedLine(rtt_ms / 1e3, mbit * 1e6))
+    return await rig.open(layer, blob=blob), blob
