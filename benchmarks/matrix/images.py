@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.images import KEPT
 from benchmarks.system import run
+from lazyfs.convert.options import DEFAULT_CHUNK_BYTES
 from tests.support.images import TAG, LayerFile, pack, three_layers, write_layout
 
 MADE = KEPT / "made"
@@ -110,6 +111,8 @@ MAKERS: dict[str, Callable[[Path], None]] = {
     "files": _many_files,
 }
 NAMES = ("numpy", *MAKERS)
+_CHUNK_BYTES = "chunk_bytes"
+"""Noted of a made image beside what ``MatrixImage`` says."""
 
 
 @contextlib.contextmanager
@@ -140,7 +143,7 @@ def layer_of(name: str) -> LayerFile:
 
 
 def matrix_image(name: str, registry: str, storage: Path) -> MatrixImage:
-    """Make an image and push it, in both forms, unless that is done.
+    """Make an image and push it, in both forms, unless that is done as it would be done now.
 
     Args:
         name: one of ``NAMES``.
@@ -151,7 +154,9 @@ def matrix_image(name: str, registry: str, storage: Path) -> MatrixImage:
         BenchmarkError: a program failed.
     """
     note = storage / f"matrix-{name}.json"
-    if not note.exists():
+    if not _is_made(note):
+        for of_another in storage.glob(f"matrix-{name}-*.json"):  # its profile
+            of_another.unlink()
         image = MatrixImage(name, f"{name}:tar", f"{name}:seekable", 0, 0)
         with _making() as folder:
             if name == "numpy":
@@ -164,8 +169,18 @@ def matrix_image(name: str, registry: str, storage: Path) -> MatrixImage:
             run("skopeo", "copy", *options, f"oci:{layout}:{TAG}", f"docker://{tar}")
         run(sys.executable, "-m", "lazyfs", "convert", "--quiet", tar, seekable)
         image = MatrixImage(name, image.tar, image.seekable, _pulled(tar), _pulled(seekable))
-        note.write_text(json.dumps(asdict(image)))
-    return MatrixImage(**json.loads(note.read_text()))
+        note.write_text(json.dumps({**asdict(image), _CHUNK_BYTES: DEFAULT_CHUNK_BYTES}))
+    kept = json.loads(note.read_text())
+    del kept[_CHUNK_BYTES]
+    return MatrixImage(**kept)
+
+
+def _is_made(note: Path) -> bool:
+    """Whether an image is there, in the chunks that conversions make by default."""
+    if not note.exists():
+        return False
+    chunk_bytes: int | None = json.loads(note.read_text()).get(_CHUNK_BYTES)
+    return chunk_bytes == DEFAULT_CHUNK_BYTES
 
 
 def _pulled(image: str) -> int:

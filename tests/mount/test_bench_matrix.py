@@ -1,18 +1,21 @@
 """A tiny image goes through the matrix of the benchmarks, over a fast line."""
 
+import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from benchmarks.matrix.images import MatrixImage
+from benchmarks.matrix import images
+from benchmarks.matrix.images import MatrixImage, matrix_image
 from benchmarks.matrix.peers import read_peers
 from benchmarks.matrix.plan import Cell, Item
 from benchmarks.matrix.runner import measure
 from benchmarks.matrix.workloads import Workload
 from benchmarks.shaped import shaped_line
 from benchmarks.system import mounts_below
+from lazyfs.convert.options import DEFAULT_CHUNK_BYTES
 from tests.support.images import TAG, noise, pack, run, write, write_layout
 from tests.support.registry_server import running_registry
 
@@ -79,3 +82,27 @@ def test_a_peer_that_cannot_be_made_ready_is_no_end_of_the_run(registry, tmp_pat
         (sample,) = measure(Item(CELL, 0, "tiny", "copy"), [Workload("read", read_all)], *what)
     assert "no such program" in sample.error
     assert not os.path.exists(tmp_path / "tiny/copy")
+
+
+def test_an_image_in_chunks_of_another_size_is_made_anew(registry, tmp_path, monkeypatch):
+    server, _ = registry
+    made = []
+
+    def make(tree: Path) -> None:
+        made.append(tree)
+        write(tree / "file", noise(1 << 20))
+
+    monkeypatch.setattr(images, "MADE", tmp_path / "made")
+    monkeypatch.setitem(images.MAKERS, "small", make)
+    first = matrix_image("small", server.host, tmp_path)
+    note, profile = tmp_path / "matrix-small.json", tmp_path / "matrix-small-profile.json"
+    profile.touch()
+    assert matrix_image("small", server.host, tmp_path) == first
+    assert profile.exists()
+
+    kept = json.loads(note.read_text())
+    note.write_text(json.dumps(kept | {"chunk_bytes": 2 * DEFAULT_CHUNK_BYTES, "tar_bytes": 1}))
+    assert matrix_image("small", server.host, tmp_path) == first
+    assert not profile.exists()
+    assert json.loads(note.read_text()) == kept
+    assert len(made) == 1, "the layer itself is kept"
