@@ -89,6 +89,17 @@ class Chunks:
             end = self.table.chunk(index).end
         return min(end, self.image_size_bytes)
 
+    @property
+    def of_image(self) -> int:
+        """How many chunks hold the image; a hash tree may lie in those behind them."""
+        return self.table.index_at(self.image_size_bytes - 1) + 1 if self.image_size_bytes else 0
+
+    def span(self, first: int, end: int) -> ByteRange:
+        """The part of the image that chunks from ``first`` to before ``end`` hold."""
+        start = self.table.chunk(first).offset
+        stop = min(self.table.chunk(end - 1).end, self.image_size_bytes)
+        return ByteRange(start, stop - start)
+
     def between(self, gap: ByteRange) -> list[Piece]:
         """The chunks whose frames fill a range of the blob exactly; none if there are no such."""
         return [self.piece(index) for index in self.table.filling(gap)]

@@ -1,9 +1,9 @@
 """Guesses of a mount: chunks that nobody asked for, fetched while the line would be idle."""
 
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import trio
 
@@ -23,7 +23,7 @@ class _Layer:
     """What takes part."""
 
     chunks: Chunks
-    begin: Callable[[Sequence[Piece]], None]
+    begin: Callable[[int, int], None]
     counters: LayerCounters
 
 
@@ -46,15 +46,19 @@ class Guesser:
         self.likely = Likely()
 
     def layer(
-        self,
-        chunks: Chunks,
-        begin: Callable[[Sequence[Piece]], None],
-        counters: LayerCounters,
+        self, chunks: Chunks, begin: Callable[[int, int], None], counters: LayerCounters
     ) -> "LayerGuesses":
-        """Have a layer take part; ``begin`` begins to fetch chunks of it, and returns at once."""
+        """Have a layer take part.
+
+        Args:
+            chunks: of the layer.
+            begin: begins to fetch what a range (offset, length) inside the image needs, and
+                what proves it; returns at once.
+            counters: of the layer.
+        """
         number = len(self._layers)
         self._layers.append(_Layer(chunks, begin, counters))
-        self.likely.add(number, len(chunks.table))
+        self.likely.add(number, chunks.of_image)
         return LayerGuesses(self, number, chunks)
 
     def start(self) -> None:
@@ -93,7 +97,7 @@ class Guesser:
 
     def _guess_on(self) -> None:
         """Neighbours among the guesses become one request."""
-        guessed: dict[int, list[Piece]] = defaultdict(list)
+        guessed: list[Place] = []
         length = 0
         while not self._nothing:
             if self._next is None:
@@ -107,9 +111,10 @@ class Guesser:
             length += piece.where.length
             self.likely.guessed(place, piece.where.length)
             self._layers[place.layer].counters.guessed_bytes += piece.where.length
-            guessed[place.layer].append(piece)
-        for number, pieces in guessed.items():
-            self._layers[number].begin(pieces)
+            guessed.append(place)
+        for first, end in _runs(guessed):
+            layer = self._layers[first.layer]
+            layer.begin(*layer.chunks.span(first.chunk, end))
 
     def _best(self) -> tuple[Place, Piece] | None:
         """What to guess next, if anything."""
@@ -124,6 +129,14 @@ class Guesser:
         """Whether a chunk is there or on its way."""
         flying = self._flights.flying(piece.key) is not None
         return flying or self._store.contains(piece.key)
+
+
+def _runs(places: Sequence[Place]) -> Iterator[tuple[Place, int]]:
+    """Neighbours of one layer: the first, and the index after the last."""
+    numbered = enumerate(sorted(places))
+    for _, run in groupby(numbered, lambda item: (item[1].layer, item[1].chunk - item[0])):
+        neighbours = [place for _, place in run]
+        yield neighbours[0], neighbours[-1].chunk + 1
 
 
 class LayerGuesses:

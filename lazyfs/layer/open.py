@@ -157,5 +157,5 @@ def _open_seekable(
         partial(reader.begin, background=True),
     )
     if context.engine.guesser is not None:
-        reader.guesses = context.engine.guesser.layer(chunks, fetcher.begin, counters)
+        reader.guesses = context.engine.guesser.layer(chunks, reader.begin, counters)
     return OpenLayer(reader, plan.mode, True, plan.why, proof, chunks)
