@@ -1,9 +1,12 @@
-"""The names of local EROFS images: ``erofs:FILE[,device=FILE...]``."""
+"""Names of what is here: ``erofs:FILE[,device=FILE...]``, a local EROFS image, and stores."""
 
 from lazyfs.errors import MountError
 
 PREFIX = "erofs:"
 _DEVICE = ",device="
+
+STORE_SCHEME = "store:"
+"""Begins the name that a mount request has for the store on a directory."""
 
 
 def parse_local_image(name: str) -> list[str] | None:

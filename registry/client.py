@@ -111,9 +111,7 @@ class RegistryClient:
         """
 
         async def once(endpoint: Endpoint) -> T:
-            url = await endpoint.url(path)
-            scopes = pull_scope(self.reference)
-            async with endpoint.request("GET", url, scopes, headers) as response:
+            async with endpoint.get(path, pull_scope(self.reference), headers) as response:
                 if response.status_code != httpx.codes.OK:
                     raise await endpoint.refusal(response, path)
                 return check(response, await endpoint.wire.read(response, limit_bytes))

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import quote
 
 import httpx
@@ -22,7 +22,7 @@ from registry.wire import Wire, origin
 
 log = logging.getLogger(__name__)
 
-_UNAUTHORIZED, _BAD_REQUEST = 401, 400
+_OK, _UNAUTHORIZED, _BAD_REQUEST = 200, 401, 400
 
 
 class Endpoint:
@@ -63,7 +63,10 @@ class Endpoint:
 
     async def url(self, path: str) -> httpx.URL:
         """The URL of ``path`` below the repository, such as ``manifests/latest``."""
-        url = f"{await self._find_base()}{path}"
+        return self._url(await self._find_base(), path)
+
+    def _url(self, base: httpx.URL, path: str) -> httpx.URL:
+        url = f"{base}{path}"
         if self.is_mirror:
             # A mirror of several registries learns so whose repository is meant.
             mark = "&" if "?" in path else "?"
@@ -73,21 +76,26 @@ class Endpoint:
     async def _find_base(self) -> httpx.URL:
         if self._base is None:
             async with self._base_lock:
-                scheme = await self._find_scheme()
-                where = f"{self._config.host}{self._config.path}/{self.reference.repository}/"
-                self._base = httpx.URL(f"{scheme}://{where}")
+                if self._base is None:  # another task may have found it meanwhile
+                    self._base = self._base_by(self._told_scheme() or await self._find_scheme())
         return self._base
 
-    async def _find_scheme(self) -> str:
-        """HTTPS, unless plain HTTP was asked for; on this machine, what the server speaks."""
-        if self._base is not None:
-            return self._base.scheme  # another task found it while this one waited for the lock
+    def _base_by(self, scheme: str) -> httpx.URL:
+        where = f"{self._config.host}{self._config.path}/{self.reference.repository}/"
+        return httpx.URL(f"{scheme}://{where}")
+
+    def _told_scheme(self) -> str:
+        """HTTPS, unless plain HTTP was asked for; empty: on this machine, either."""
         if self._config.scheme:
             return self._config.scheme
         if self.wire.access.plain_http:
             return "http"
         if not is_loopback(self._config.host) or self._config.ca or self._config.client:
             return "https"
+        return ""
+
+    async def _find_scheme(self) -> str:
+        """What a server on this machine speaks."""
         try:
             url = httpx.URL(f"http://{self._config.host}/v2/")
             async with self.wire.exchange("GET", url, {}) as response:
@@ -97,6 +105,45 @@ class Endpoint:
             if isinstance(error.__cause__, httpx.RemoteProtocolError | httpx.ReadError):
                 return "https"
             raise
+
+    @asynccontextmanager
+    async def get(
+        self, path: str, scopes: Scopes, headers: Mapping[str, str]
+    ) -> AsyncIterator[httpx.Response]:
+        """Ask for a ``path`` below the repository; any status is an answer.
+
+        Where it is not known yet whether a server on this machine speaks TLS, this asks it in plain
+        HTTP: if it gives what was asked for, nothing else needs to be asked.
+
+        Raises:
+            RegistryError: no answer, or no login.
+        """
+        async with AsyncExitStack() as stack:
+            response = await self._ask_plainly(path, headers, stack)
+            if response is None:
+                asked = self.request("GET", await self.url(path), scopes, headers)
+                response = await stack.enter_async_context(asked)
+            yield response
+
+    async def _ask_plainly(
+        self, path: str, headers: Mapping[str, str], stack: AsyncExitStack
+    ) -> httpx.Response | None:
+        """What a server on this machine gives at once in plain HTTP; None: ask it as others."""
+        if self._base is not None or self._told_scheme() or self._config.headers:
+            return None
+        base = self._base_by("http")
+        began = trio.current_time()
+        try:
+            exchange = self.wire.exchange("GET", self._url(base, path), headers)
+            response = await stack.enter_async_context(exchange)
+        except TransportError:
+            return None
+        if response.status_code != _OK:
+            await stack.aclose()
+            return None
+        self.health.first_byte(trio.current_time() - began)
+        self._base = base
+        return response
 
     @asynccontextmanager
     async def request(

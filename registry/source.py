@@ -10,7 +10,7 @@ from registry.blob import RemoteBlob
 from registry.client import RegistryClient
 from registry.digest import Digest, verify
 from registry.endpoint import refuse_page
-from registry.errors import ContentError
+from registry.errors import ContentError, RegistryError
 from registry.files import check_limit
 from registry.health import HostStatus
 from registry.hosts import Capability
@@ -34,12 +34,23 @@ ACCEPT_MANIFESTS = ", ".join((OCI_INDEX, OCI_MANIFEST, DOCKER_INDEX, DOCKER_MANI
 T = TypeVar("T")
 
 
+class _Ahead:
+    """A question that was asked before anybody wants to know."""
+
+    __slots__ = ("answered", "outcome")
+
+    def __init__(self) -> None:
+        self.answered = trio.Event()
+        self.outcome: Descriptor | RegistryError | None = None
+
+
 class RegistrySource:
     """One image of a repository (an ``ImageSource``)."""
 
     def __init__(self, client: RegistryClient) -> None:
         self.client = client
         self._resolved: tuple[Digest, bytes] | None = None
+        self._ahead: _Ahead | None = None
 
     @property
     def name(self) -> str:
@@ -51,6 +62,27 @@ class RegistrySource:
 
         The body is kept for ``fetch_manifest``: the first manifest costs one round trip.
         """
+        if self._ahead is None:
+            return await self._resolve()
+        ahead, self._ahead = self._ahead, None
+        await ahead.answered.wait()
+        if isinstance(ahead.outcome, Descriptor):
+            return ahead.outcome
+        raise ahead.outcome or AssertionError("an answer without an outcome")
+
+    def resolve_ahead(self, nursery: trio.Nursery) -> None:
+        """Begin to resolve: the next ``resolve`` gives the answer to this question."""
+        self._ahead = _Ahead()
+        nursery.start_soon(self._resolve_for, self._ahead)
+
+    async def _resolve_for(self, ahead: _Ahead) -> None:
+        try:
+            ahead.outcome = await self._resolve()
+        except RegistryError as error:
+            ahead.outcome = error
+        ahead.answered.set()
+
+    async def _resolve(self) -> Descriptor:
         reference = self.client.reference
         by_digest = reference.digest is not None
         capability = Capability.PULL if by_digest else Capability.RESOLVE

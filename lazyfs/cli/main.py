@@ -8,6 +8,7 @@ Exit status: 0 done, 1 the thing asked for failed, 2 wrong usage, 130 interrupte
 """
 
 import argparse
+import gc
 import importlib
 import logging
 import sys
@@ -79,7 +80,9 @@ def _parser(wanted: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for command in COMMANDS:
         if command.name == wanted:
+            gc.disable()  # of what is imported nothing is garbage
             module = importlib.import_module(command.module)
+            gc.enable()
             sub = commands.add_parser(
                 command.name,
                 help=command.summary,

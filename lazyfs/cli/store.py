@@ -25,15 +25,13 @@ from pathlib import Path
 from lazyfs.cli.mount import add_fetching, add_seeing, fetching_options, serve
 from lazyfs.cli.options import add_hosts_dir, add_platform
 from lazyfs.errors import MountError
+from lazyfs.localname import STORE_SCHEME
 from lazyfs.mount.census import census
 from lazyfs.mount.mountpoint import resolve
 from lazyfs.mount.options import MountOptions
 from lazyfs.mount.request import absolute_image
 
 ADD, REMOVE = "add", "remove"
-
-STORE_SCHEME = "store:"
-"""As in ``lazyfs.mount.storefolder``, which would take long to import."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

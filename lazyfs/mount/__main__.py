@@ -11,7 +11,6 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from lazyfs.mount.background import main
-from lazyfs.mount.openers import open_named
 
 if __name__ == "__main__":
-    sys.exit(main(open_named))
+    sys.exit(main())

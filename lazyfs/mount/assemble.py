@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -113,8 +113,15 @@ class OpenedImage:
 
 
 @asynccontextmanager
-async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedImage]:
+async def open_image(
+    name: str, options: MountOptions, source: ImageSource | None = None
+) -> AsyncIterator[MountedImage]:
     """Open an image for a mount; what it fetches in the background ends with the block.
+
+    Args:
+        name: of the image.
+        options: of the mount.
+        source: has it, if that was opened before.
 
     Raises:
         LazyfsError: it cannot be mounted, and why.
@@ -129,16 +136,16 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
     try:
         async with (
             open_chunk_store(options) as (store, documents),
-            open_source(name, options.access()) as remote,
+            nullcontext(source) if source else open_source(name, options.access()) as remote,
             background() as nursery,
         ):
             nursery.start_soon(store.tend)
-            source = KeptSource(remote, documents)
+            kept = KeptSource(remote, documents)
             with trio.fail_after(options.timeout_s or math.inf):
                 if options.pin is None:
-                    resolved = await resolve_image(source, options.platform)
+                    resolved = await resolve_image(kept, options.platform)
                 else:
-                    resolved = await resolve_pinned(source, options.pin)
+                    resolved = await resolve_pinned(kept, options.pin)
             plans = plan_layers(resolved.manifest.layers, options.verify)
             engine = Engine(
                 nursery=nursery,
@@ -151,7 +158,7 @@ async def open_image(name: str, options: MountOptions) -> AsyncIterator[MountedI
             )
             if options.prefetch != "none":
                 engine.guesser = Guesser(nursery, store, store.flights, engine.turns)
-            opened = await _open_layers(source, resolved, plans, engine, options, documents)
+            opened = await _open_layers(kept, resolved, plans, engine, options, documents)
             await documents.trim()
             yield opened
     except RegistryError as error:

@@ -14,19 +14,19 @@ import os
 import socket
 import traceback
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 
 from cache.errors import CacheError
 from lazyfs.errors import LazyfsError
 from lazyfs.fuse.errno_table import first_cause
-from lazyfs.mount.daemon import raise_file_limit, serve_mount
+from lazyfs.mount.asking import asked_ahead, import_meanwhile
 from lazyfs.mount.keeper import our_supervisor
 from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.logs import FORMATS, LogChoice, log_to_stderr
-from lazyfs.mount.mountedimage import ImageOpener
 from lazyfs.mount.request import MountRequest, about
-from lazyfs.mount.tuning import tune_allocator
+from lazyfs.mount.tuning import raise_file_limit, tune_allocator
 from registry.errors import RegistryError
 
 EXPECTED_ERRORS = (LazyfsError, RegistryError, CacheError, OSError)
@@ -80,12 +80,16 @@ class Starter(logging.Handler):
         self.finish("ready", True)
 
 
-async def _serve(
-    request: MountRequest, open_image: ImageOpener, starter: Starter | None, custody: Custody
-) -> End:
+async def _serve_on(request: MountRequest, custody: Custody) -> End:
+    """Serve in the place of a daemon before this one."""
+    from lazyfs.mount.daemon import serve_mount
+    from lazyfs.mount.openers import open_named
+
+    return await serve_mount(request, open_named, lambda: None, custody)
+
+
+async def _serve_first(request: MountRequest, custody: Custody, starter: Starter) -> End:
     """Serve, but only as long as the starter lives or has seen the mount ready."""
-    if starter is None:
-        return await serve_mount(request, open_image, lambda: None, custody)
     end = End.UNBORN
 
     async def watch(everything: trio.CancelScope) -> None:
@@ -95,12 +99,18 @@ async def _serve(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch, nursery.cancel_scope)
-        end = await serve_mount(request, open_image, starter.ready, custody)
+        async with asked_ahead(request, nursery) as source:
+            await import_meanwhile()
+            from lazyfs.mount.daemon import serve_mount
+            from lazyfs.mount.openers import open_named
+
+            opener = open_named if source is None else partial(open_named, source=source)
+            end = await serve_mount(request, opener, starter.ready, custody)
         nursery.cancel_scope.cancel()
     return end
 
 
-def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the daemon that a supervisor asks for; return its exit status.
 
     0: the mount is over, or never was; ``HANDED_OVER``: another daemon shall go on.
@@ -120,38 +130,32 @@ def main(open_image: ImageOpener, arguments: Sequence[str] | None = None) -> int
     choice = LogChoice(args.log_format, args.log_level)
     starter = None if args.report_fd is None else Starter(args.report_fd)
     custody = Custody(our_supervisor(args.keeper_fd), args.fuse_fd)
-    return _run(args.request, open_image, choice, starter, custody)
+    return _run(args.request, choice, starter, custody)
 
 
-def serve_first(
-    open_image: ImageOpener, request: MountRequest, logs: LogChoice, report: int, keeper: int
-) -> int:
+def serve_first(request: MountRequest, logs: LogChoice, report: int, keeper: int) -> int:
     """Be the first daemon of a mount, in this process; return its exit status.
 
     Args:
-        open_image: what opens the image.
         request: what to mount where.
         logs: how to log.
         report: descriptor of the line to who started the mount.
         keeper: descriptor of the line to the supervisor.
     """
-    return _run(request, open_image, logs, Starter(report), Custody(our_supervisor(keeper), None))
+    return _run(request, logs, Starter(report), Custody(our_supervisor(keeper), None))
 
 
-def _run(
-    request: MountRequest,
-    open_image: ImageOpener,
-    logs: LogChoice,
-    starter: Starter | None,
-    custody: Custody,
-) -> int:
+def _run(request: MountRequest, logs: LogChoice, starter: Starter | None, custody: Custody) -> int:
     log_to_stderr(logs, logging.INFO, about(request))
     raise_file_limit()
     tune_allocator()
     if starter is not None:
         logging.getLogger().addHandler(starter)
     try:
-        end = trio.run(_serve, request, open_image, starter, custody)
+        if starter is None:
+            end = trio.run(_serve_on, request, custody)
+        else:
+            end = trio.run(_serve_first, request, custody, starter)
     except Exception as error:  # noqa: BLE001 - the outermost frame tells who waits
         failure = first_cause(error)
         traceback.print_exception(error)

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import logging
 import os
-import resource
 import socket
 import stat
 from collections.abc import Awaitable, Callable, Iterator
@@ -334,11 +333,3 @@ def _listening(folder: RuntimeFolder) -> Iterator[trio.SocketListener]:
             bound.bind(address)
         bound.listen()
         yield trio.SocketListener(trio.socket.from_stdlib_socket(bound))
-
-
-def raise_file_limit() -> None:
-    """Use as many open files as the system allows: the cache may want many."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < hard:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

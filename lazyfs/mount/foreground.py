@@ -5,12 +5,12 @@ from collections.abc import Callable
 import trio
 
 from lazyfs.fuse.errno_table import first_cause
-from lazyfs.mount.daemon import raise_file_limit, serve_mount
+from lazyfs.mount.daemon import serve_mount
 from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.openers import open_named
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.service import Service
-from lazyfs.mount.tuning import tune_allocator
+from lazyfs.mount.tuning import raise_file_limit, tune_allocator
 
 
 def serve_in_foreground(

@@ -2,14 +2,18 @@
 
 from contextlib import AbstractAsyncContextManager
 
+from lazyfs.localname import STORE_SCHEME
 from lazyfs.mount.assemble import open_image
 from lazyfs.mount.mountedimage import MountedImage
 from lazyfs.mount.options import MountOptions
-from lazyfs.mount.storefolder import STORE_SCHEME, open_store
+from lazyfs.mount.storefolder import open_store
+from registry.interfaces import ImageSource
 
 
-def open_named(name: str, options: MountOptions) -> AbstractAsyncContextManager[MountedImage]:
-    """Open what ``name`` means; an ``ImageOpener``."""
+def open_named(
+    name: str, options: MountOptions, source: ImageSource | None = None
+) -> AbstractAsyncContextManager[MountedImage]:
+    """Open what ``name`` means, by ``source`` if that was opened before; an ``ImageOpener``."""
     if name.startswith(STORE_SCHEME):
         return open_store(name, options)
-    return open_image(name, options)
+    return open_image(name, options, source)

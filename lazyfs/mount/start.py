@@ -1,6 +1,7 @@
 """Starts supervisor and daemon in the background and waits until the mount is usable."""
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -88,11 +89,11 @@ def _spawn(request: MountRequest, lock: int, report: int, logs: LogChoice) -> Ch
     """Start supervisor and daemon, in their own session."""
 
     def serve(report: int, keeper: int) -> int:
+        gc.disable()  # of what is imported nothing is garbage; who imports the rest enables it
         # Only now: nobody but the daemon needs them, and they take long.
         from lazyfs.mount.background import serve_first
-        from lazyfs.mount.openers import open_named
 
-        return serve_first(open_named, request, logs, report, keeper)
+        return serve_first(request, logs, report, keeper)
 
     folder = os.fspath(request.folder.path)
     daemon = [*DAEMON_COMMAND, *logs.arguments(), request.to_json()]

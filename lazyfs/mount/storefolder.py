@@ -23,6 +23,7 @@ from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import LazyfsError, MountError, PlanError, SourceUnavailableError
 from lazyfs.interfaces import ImageTree, LayerReader
 from lazyfs.layer.engine import Engine
+from lazyfs.localname import STORE_SCHEME
 from lazyfs.mount.assemble import (
     REQUESTS_AT_ONCE,
     WORKER_THREADS,
@@ -55,9 +56,6 @@ from registry.digest import Digest
 from registry.errors import RegistryError
 from registry.manifest import Manifest
 from registry.transports import open_source
-
-STORE_SCHEME = "store:"
-"""Begins the name that a mount request has for the store on a directory."""
 
 TRY_AGAIN_S = 30.0
 """How long an image that could not be opened is left alone."""

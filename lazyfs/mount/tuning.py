@@ -3,9 +3,11 @@
 The kernel reads ahead 128 KiB at a time by default: little where a read may wait for the network.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
+import resource
 from pathlib import Path
 
 READ_AHEAD_KB = 1024
@@ -61,3 +63,11 @@ def _write(path: Path, value: int) -> None:
         log.debug("cannot set %s to %d: %s", path, value, error)
     else:
         log.debug("set %s to %d", path, value)
+
+
+def raise_file_limit() -> None:
+    """Use as many open files as the system allows: the cache may want many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

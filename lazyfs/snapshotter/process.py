@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cache.errors import CacheError
 from lazyfs.errors import LazyfsError
-from lazyfs.mount.daemon import raise_file_limit
 from lazyfs.mount.options import MountOptions
+from lazyfs.mount.tuning import raise_file_limit
 from lazyfs.snapshotter.credentials import CredentialBook, Providers
 from lazyfs.snapshotter.criproxy import ImageProxy
 from lazyfs.snapshotter.folders import AUTH_NAME

@@ -8,14 +8,12 @@ import sys
 import time
 
 from lazyfs.errors import LazyfsError
+from lazyfs.localname import STORE_SCHEME
 from lazyfs.mount.mountpoint import prepare
 from lazyfs.mount.options import MountOptions
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.runtime import MountState, base_folder, create_folder, sweep
 from lazyfs.mount.start import start_in_background
-
-STORE_SCHEME = "store:"
-"""As in ``lazyfs.mount.storefolder``, which would take long to import."""
 
 
 def main() -> int:

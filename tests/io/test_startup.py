@@ -71,3 +71,20 @@ def test_httpx_leaves_its_command_line_out():
     modules = imported_by("import registry.client")
     assert "httpx" in modules
     assert not modules & {"click", "pygments", "rich"}
+
+
+MEANWHILE = """
+import gc, sys, trio
+import lazyfs.mount.background
+from lazyfs.mount.asking import import_meanwhile
+assert "lazyfs.mount.assemble" not in sys.modules
+trio.run(import_meanwhile)
+assert gc.isenabled()
+before = set(sys.modules)
+import lazyfs.mount.daemon, lazyfs.mount.openers
+assert before == set(sys.modules)
+"""
+
+
+def test_a_daemon_imports_most_of_itself_behind_its_first_question():
+    assert "lazyfs.mount.openers" in imported_by(MEANWHILE)
