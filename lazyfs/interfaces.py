@@ -152,6 +152,14 @@ class ImageTree(Protocol):
         """
         ...
 
+    async def listed_directory(self, directory: NodeId, entry: DirectoryEntry) -> Attributes | None:
+        """What ``stat`` shows of a directory that ``entries`` gave, if it is sound and at hand.
+
+        Sound is what ``lookup`` would lead to. Whatever is wrong is for him who asks for it:
+        nothing is raised, and nothing is fetched.
+        """
+        ...
+
     async def read(self, node: NodeId, offset: int, length: int) -> bytes:
         """File data; short only at the end of the file.
 

@@ -7,7 +7,8 @@ answered with ``ENOSYS``, once, and the kernel opens by itself from there on.
 import errno
 import logging
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import trio
 
@@ -197,70 +198,77 @@ class ImageOperations:
         return await self._list(directory, request, plus=True)
 
     async def _list(self, directory: NodeId, request: bytes, *, plus: bool) -> Answer:
-        """Names from a position on, as many as there is room for.
-
-        Once one is in, neither an error nor lack of time loses it: the listing stops there, and
-        the next request meets the trouble as its first entry.
-        """
+        """Names from a position on: as many as the tree gives at once, and there is room for."""
         position, size = decode_read(request)
+        entries = await self._tree.entries(directory, max(0, position - POSITION_AFTER_DOTDOT))
         listing = replies.Listing(size, plus=plus)
         if position < POSITION_AFTER_DOT:
             listing.add(b".", directory, stat.S_IFDIR, POSITION_AFTER_DOT)
         if position < POSITION_AFTER_DOTDOT:
             listing.add(b"..", UNKNOWN_INODE, stat.S_IFDIR, POSITION_AFTER_DOTDOT)
-        start = max(0, position - POSITION_AFTER_DOTDOT)
+        if plus and self._curious.lists(decode_thread(request), directory):
+            await self._add_all_with_attributes(listing, directory, entries)
+            return listing.buffer
         with_directories = plus and not self._tree.grows
-        with_files = plus and self._curious.lists(decode_thread(request), directory)
+        for entry in entries:
+            name, node, file_type, position = entry
+            shown = replies.NO_ENTRY
+            if with_directories and file_type == stat.S_IFDIR:
+                shown = await self._directory_entry(directory, entry)
+            if not listing.add(name, node, file_type, position + POSITION_AFTER_DOTDOT, shown):
+                break
+        return listing.buffer
+
+    async def _add_all_with_attributes(
+        self, listing: replies.Listing, directory: NodeId, entries: Sequence[DirectoryEntry]
+    ) -> None:
+        """Add entries to a listing, for who looks at all of them.
+
+        Once one is in, neither an error nor lack of time loses it: the listing stops there, and
+        the next request meets the trouble as its first entry.
+        """
         listed = False
         with trio.CancelScope() as patience:
             try:
-                while entries := await self._tree.entries(directory, start):
-                    for entry in entries:
-                        shown = replies.NO_ENTRY
-                        if with_files or (with_directories and entry.file_type == stat.S_IFDIR):
-                            shown = await self._listed_entry(directory, entry)
-                        start = entry.next_position
-                        position = start + POSITION_AFTER_DOTDOT
-                        if not listing.add(
-                            entry.name, entry.node, entry.file_type, position, shown
-                        ):
-                            return listing.buffer
-                        if not listed:
-                            listed = True
-                            patience.deadline = (
-                                trio.current_time() + self.deadline_s * LISTING_SHARE
-                            )
+                for entry in entries:
+                    name, node, file_type, position = entry
+                    if file_type == stat.S_IFDIR:
+                        shown = await self._directory_entry(directory, entry)
+                    else:
+                        shown = await self._entry_if_sound(entry)
+                    position += POSITION_AFTER_DOTDOT
+                    if not listing.add(name, node, file_type, position, shown):
+                        return
+                    if not listed:
+                        listed = True
+                        patience.deadline = trio.current_time() + self.deadline_s * LISTING_SHARE
             except Exception:
                 if not listed:
                     raise
-        return listing.buffer
 
-    async def _listed_entry(self, directory: NodeId, entry: DirectoryEntry) -> bytes:
-        """What a listing tells the kernel about an entry; a broken inode costs only itself.
+    async def _directory_entry(self, directory: NodeId, entry: DirectoryEntry) -> bytes:
+        """What a listing tells the kernel about a directory; nothing if it is not sound.
 
-        The kernel goes into a directory without looking it up once it knows it, so it is looked
-        up here: only that sees that a broken image has it in several places. Nobody has asked for
-        that yet, so only what is at hand is looked at.
+        The kernel goes into a directory without looking it up once it knows it, so the tree has
+        to see now that a broken image has it in several places. Nobody has asked for that yet,
+        so only what is at hand is looked at.
         """
-        try:
-            if entry.file_type != stat.S_IFDIR:
-                return await self._entry_if_sound(entry)
-            with trio.CancelScope() as at_hand:
-                at_hand.cancel()
-                if await self._tree.lookup(directory, entry.name) == entry.node:
-                    return await self._entry_if_sound(entry)
-        except Exception as error:
-            # Whatever is wrong with a directory is for him who goes in.
-            is_directory = entry.file_type == stat.S_IFDIR
-            if not is_directory and not isinstance(first_cause(error), ImageFormatError):
-                raise
+        attributes = await self._tree.listed_directory(directory, entry)
+        if attributes is not None:
+            with suppress(ImageFormatError):
+                return replies.encode_entry(entry.node, attributes)
         return replies.NO_ENTRY
 
     async def _entry_if_sound(self, entry: DirectoryEntry) -> bytes:
-        attributes = await self._tree.attributes(entry.node)
-        if stat.S_IFMT(attributes.mode) != entry.file_type:
-            return replies.NO_ENTRY
-        return replies.encode_entry(entry.node, attributes)
+        """What a listing tells the kernel about a file; a broken inode costs only itself."""
+        try:
+            attributes = await self._tree.attributes(entry.node)
+            if stat.S_IFMT(attributes.mode) == entry.file_type:
+                return replies.encode_entry(entry.node, attributes)
+        except Exception as error:
+            if not isinstance(first_cause(error), ImageFormatError):
+                raise
+        return replies.NO_ENTRY
 
 
 async def _opened(_node: NodeId, _request: bytes) -> Answer:

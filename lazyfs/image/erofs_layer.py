@@ -17,7 +17,7 @@ from cache.memo import Memo
 from lazyfs.erofs.image import Entry, Image, Inode, open_image
 from lazyfs.errors import ImageFormatError, LazyfsError, PlanError, TruncatedRecordError
 from lazyfs.interfaces import VerifiedReader
-from lazyfs.model import Nid
+from lazyfs.model import Attributes, Nid
 from lazyfs.steps import Derive, Need, Request, Steps
 
 MAX_INODES = 1 << 13
@@ -29,6 +29,8 @@ than most of them, and the slowest (LZMA) needs about a millisecond."""
 
 THREADS = os.cpu_count() or 1
 """Longer ones are computed in so many threads at once, whatever the number of layers."""
+
+_DOTS = (b".", b"..")
 
 T = TypeVar("T")
 
@@ -134,12 +136,36 @@ class ErofsLayer:
                 f"nid {entry.nid:#x} has mode {found.mode:#o}, its entry says {entry.file_type:#o}"
             )
         if found.is_directory:
-            parent = await self.run(self.image.parent_nid(found))
-            if parent != directory or entry.nid == self.image.root_nid:
-                raise ImageFormatError(
-                    f"directory nid {entry.nid:#x} belongs in {parent:#x}, not {directory:#x}"
-                )
+            self._check_place(found, directory, await self.run(self.image.parent_nid(found)))
         return entry._replace(file_type=file_type)
+
+    def subdirectory_nowait(self, directory: Nid, nid: Nid) -> Attributes | None:
+        """Attributes of a directory that ``entries`` gave, checked as ``lookup`` does.
+
+        None if it is broken, or not at hand.
+        """
+        try:
+            found = self._inodes.get(self._number, nid)
+            if found is None:
+                found = self._run_nowait(self.image.inode(nid))
+                if found is None:
+                    return None
+                self._inodes.put(self._number, nid, found)
+            if not found.is_directory:
+                return None
+            parent = self._run_nowait(self.image.parent_nid(found))
+            if parent is None:
+                return None
+            self._check_place(found, directory, parent)
+        except LazyfsError:
+            return None
+        return found.attributes()
+
+    def _check_place(self, found: Inode, directory: Nid, parent: Nid) -> None:
+        if parent != directory or found.nid == self.image.root_nid:
+            raise ImageFormatError(
+                f"directory nid {found.nid:#x} belongs in {parent:#x}, not {directory:#x}"
+            )
 
     async def parent(self, directory: Nid) -> Nid:
         """What ``..`` of a directory says.
@@ -158,12 +184,12 @@ class ErofsLayer:
         Raises:
             NotADirectoryNodeError.
         """
+        inode = await self.inode(directory)
         if position and not position % self.image.superblock.block_bytes:
             await trio.lowlevel.checkpoint()
-        inode = await self.inode(directory)
         while True:
             entries = await self.run(self.image.entries(inode, position))
-            shown = [entry for entry in entries if entry.name not in (b".", b"..")]
+            shown = [entry for entry in entries if entry[0] not in _DOTS]
             if shown or not entries:
                 return shown
             position = entries[-1].next_position
@@ -197,6 +223,19 @@ class ErofsLayer:
                     request = steps.throw(error)
                 else:
                     request = steps.send(data)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def _run_nowait(self, steps: Steps[T]) -> T | None:
+        """As ``run`` if all that the steps need is at hand, else None; never blocks."""
+        try:
+            request: Request = next(steps)
+            while True:
+                data = self._at_hand(request)
+                if data is None:
+                    return None
+                request = steps.send(data)
         except StopIteration as stop:
             result: T = stop.value
             return result

@@ -99,6 +99,13 @@ class LayersTree:
             for entry in await layer.entries(place.nid, start)
         ]
 
+    async def listed_directory(self, directory: NodeId, entry: DirectoryEntry) -> Attributes | None:
+        """See ``ImageTree.listed_directory``."""
+        if directory == ROOT_NODE:
+            return None
+        layer, place = self._place(directory)
+        return layer.subdirectory_nowait(place.nid, place_of(entry.node).nid)
+
     async def read(self, node: NodeId, offset: int, length: int) -> bytes:
         """File data; short only at the end of the file.
 

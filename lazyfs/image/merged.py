@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+import trio
+
 from lazyfs.erofs.image import Entry
-from lazyfs.errors import ImageFormatError, NoSuchEntryError
+from lazyfs.errors import ImageFormatError, LazyfsError, NoSuchEntryError
 from lazyfs.image.erofs_layer import ErofsLayer
-from lazyfs.image.nodes import Place, node_of, place_of
+from lazyfs.image.nodes import Place, node_in, node_of, place_of
 from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, Nid, NodeId
 from lazyfs.overlay import MERGED_NLINK, is_opaque, is_whiteout, visible_xattrs
 
@@ -34,6 +36,9 @@ MAX_DEPTH = 2048
 
 BATCH = 256
 """Entries of a merged listing that are handed out at once."""
+
+_WHITEOUT_TYPES = (stat.S_IFCHR, 0)
+"""What an entry must say for its object to be a whiteout; 0: it does not say."""
 
 Stack: TypeAlias = tuple[Place, ...]
 """The directories that make a merged one, topmost first."""
@@ -113,6 +118,22 @@ class MergedTree:
         else:
             self._listings.move_to_end(directory)
         return listing[start : start + BATCH]
+
+    async def listed_directory(self, directory: NodeId, entry: DirectoryEntry) -> Attributes | None:
+        """See ``ImageTree.listed_directory``."""
+        stack = self._stacks.get(directory)
+        if isinstance(stack, tuple) and len(stack) == 1:
+            layer = self._layers[stack[0].layer]
+            return layer.subdirectory_nowait(stack[0].nid, place_of(entry.node).nid)
+        found: Attributes | None = None
+        with trio.CancelScope() as at_hand:
+            at_hand.cancel()  # so that nothing is fetched
+            try:
+                if await self.lookup(directory, entry.name) == entry.node:
+                    found = await self.attributes(entry.node)
+            except LazyfsError:
+                return None
+        return found
 
     async def read(self, node: NodeId, offset: int, length: int) -> bytes:
         """File data; short only at the end of the file.
@@ -195,7 +216,7 @@ class MergedTree:
             return None
 
     async def _is_whiteout(self, place: Place, entry: Entry) -> bool:
-        if entry.file_type not in (stat.S_IFCHR, 0):
+        if entry.file_type not in _WHITEOUT_TYPES:
             return False
         attributes = (await self._layers[place.layer].inode(place.nid)).attributes()
         return is_whiteout(attributes.mode, attributes.rdev_major, attributes.rdev_minor)
@@ -263,16 +284,19 @@ class MergedTree:
 
     async def _plain_entries(self, directory: Place, start: int) -> list[DirectoryEntry]:
         """Entries of a directory that a single layer has."""
-        while entries := await self._layers[directory.layer].entries(directory.nid, start):
+        number = directory.layer
+        while entries := await self._layers[number].entries(directory.nid, start):
             shown = []
             for entry in entries:
-                place = Place(directory.layer, entry.nid)
-                if await self._is_listed_whiteout(place, entry):
+                name, nid, file_type, position = entry
+                if file_type in _WHITEOUT_TYPES and await self._is_listed_whiteout(
+                    Place(number, nid), entry
+                ):
                     continue
-                node = node_of(place)
-                if entry.file_type == stat.S_IFDIR and node not in self._stacks:
-                    self._remember(node, (place,))
-                shown.append(DirectoryEntry(entry.name, node, entry.file_type, entry.next_position))
+                node = node_in(number, nid)
+                if file_type == stat.S_IFDIR and node not in self._stacks:
+                    self._remember(node, (Place(number, nid),))
+                shown.append(DirectoryEntry(name, node, file_type, position))
             if shown:
                 return shown
             start = entries[-1].next_position

@@ -37,12 +37,20 @@ def node_of(place: Place) -> NodeId:
     Raises:
         ImageFormatError: the nid is beyond what any image can have.
     """
-    nid = place.nid
-    low = nid & ~_METABOX_NID
-    if low >> _NID_BITS:
-        raise ImageFormatError(f"nid {nid} is out of range")
-    flag = _METABOX_NODE if nid & _METABOX_NID else 0
-    return NodeId((place.layer << _LAYER_SHIFT | flag | low) + _FIRST)
+    return node_in(*place)
+
+
+def node_in(layer: int, nid: Nid) -> NodeId:
+    """As ``node_of``, for who asks often.
+
+    Raises:
+        ImageFormatError: the nid is beyond what any image can have.
+    """
+    if nid >> _NID_BITS:
+        if not nid & _METABOX_NID or (nid ^ _METABOX_NID) >> _NID_BITS:
+            raise ImageFormatError(f"nid {nid} is out of range")
+        nid = Nid(nid ^ _METABOX_NID | _METABOX_NODE)
+    return NodeId((layer << _LAYER_SHIFT | nid) + _FIRST)
 
 
 def place_of(node: NodeId) -> Place:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from lazyfs.errors import NoSuchEntryError
 from lazyfs.image.erofs_layer import ErofsLayer
-from lazyfs.image.nodes import Place, node_of, place_of
+from lazyfs.image.nodes import node_in, place_of
 from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, Nid, NodeId
 
 
@@ -56,6 +56,10 @@ class SingleTree:
             )
         ]
 
+    async def listed_directory(self, directory: NodeId, entry: DirectoryEntry) -> Attributes | None:
+        """See ``ImageTree.listed_directory``."""
+        return self._layer.subdirectory_nowait(self._nid(directory), self._nid(entry.node))
+
     async def read(self, node: NodeId, offset: int, length: int) -> bytes:
         """File data; short only at the end of the file.
 
@@ -80,4 +84,4 @@ class SingleTree:
         return self._layer.image.root_nid if node == ROOT_NODE else place_of(node).nid
 
     def _node(self, nid: Nid) -> NodeId:
-        return ROOT_NODE if nid == self._layer.image.root_nid else node_of(Place(0, nid))
+        return ROOT_NODE if nid == self._layer.image.root_nid else node_in(0, nid)

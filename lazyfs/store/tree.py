@@ -126,6 +126,11 @@ class FileTree:
             return _attributes(FOLDER_MODE, 0)
         return _attributes(FILE_MODE, (await found.opened()).size_bytes)
 
+    async def listed_directory(self, directory: NodeId, entry: DirectoryEntry) -> Attributes | None:
+        """What ``stat`` shows of a folder."""
+        found = self._nodes.get(entry.node)
+        return _attributes(FOLDER_MODE, 0) if isinstance(found, _Folder) else None
+
     async def entries(self, directory: NodeId, start: int) -> Sequence[DirectoryEntry]:
         """All entries from position ``start``; none at the end.
 

@@ -135,6 +135,13 @@ class MemoryTree:
             raise found.broken_attributes
         return found.attributes
 
+    async def listed_directory(self, directory: NodeId, entry: DirectoryEntry) -> Attributes | None:
+        self.calls["attributes"] += 1
+        found = self.nodes[entry.node]
+        if found.no_attributes or found.broken_attributes is not None:
+            return None
+        return found.attributes
+
     async def entries(self, directory: NodeId, start: int) -> Sequence[DirectoryEntry]:
         self.calls["entries"] += 1
         names = list(self.nodes[directory].children.items())
