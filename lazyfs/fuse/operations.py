@@ -6,15 +6,12 @@ answered with ``ENOSYS``, once, and the kernel opens by itself from there on.
 
 import errno
 import logging
-import stat
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 
 import trio
 
 from lazyfs.errors import (
     DeadlineExceededError,
-    ImageFormatError,
     LazyfsError,
     NoSuchEntryError,
     NotYetThereError,
@@ -23,9 +20,9 @@ from lazyfs.errors import (
 from lazyfs.failurelog import FailureLog
 from lazyfs.fuse import replies
 from lazyfs.fuse.counters import Counters
-from lazyfs.fuse.curious import Curious
-from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, ErrnoError, errno_of, first_cause
+from lazyfs.fuse.errno_table import ORDINARY_ANSWERS, ErrnoError, errno_of
 from lazyfs.fuse.lateness import Lateness, LateRead
+from lazyfs.fuse.listings import LISTING_SHARE, Listings
 from lazyfs.fuse.protocol import Opcode
 from lazyfs.fuse.requests import (
     decode_getxattr,
@@ -36,20 +33,10 @@ from lazyfs.fuse.requests import (
 )
 from lazyfs.fuse.server import Answer, Handler
 from lazyfs.interfaces import ImageTree
-from lazyfs.model import ByteRange, DirectoryEntry, NodeId
+from lazyfs.model import ByteRange, NodeId
 
 DEADLINE_SLACK_S = 2.0
 """The tree ends its own waits in time and knows better what to say; this is the back stop."""
-
-LISTING_SHARE = 0.5
-"""Part of its deadline that a listing may go on for once it has something to hand out."""
-
-POSITION_AFTER_DOT = 1
-POSITION_AFTER_DOTDOT = 2
-"""Positions of a listing: 0, these two for "." and "..", then the tree's own plus 2."""
-
-UNKNOWN_INODE = 0xFFFF_FFFF
-"""For "..", whose number only the kernel knows (``FUSE_UNKNOWN_INO`` in libfuse)."""
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +61,8 @@ class ImageOperations:
         """
         self.counters = Counters()
         self.deadline_s = timeout_s + DEADLINE_SLACK_S if timeout_s else float("inf")
+        listings = Listings(tree, self.deadline_s * LISTING_SHARE)
+        self.prepare = listings.prepare
         self.handlers: Mapping[int, Handler] = {
             Opcode.LOOKUP: self._on_lookup,
             Opcode.GETATTR: self._on_getattr,
@@ -82,18 +71,18 @@ class ImageOperations:
             Opcode.STATFS: self._on_statfs,
             Opcode.GETXATTR: self._on_getxattr,
             Opcode.LISTXATTR: self._on_listxattr,
-            Opcode.READDIR: self._on_readdir,
-            Opcode.READDIRPLUS: self._on_readdirplus,
+            Opcode.READDIR: listings.names,
+            Opcode.READDIRPLUS: listings.with_attributes,
         }
         if tree.grows:  # its listings are not to be remembered
             self.handlers |= {Opcode.OPENDIR: _opened, Opcode.RELEASEDIR: _released}
+        self._listings = listings
         self._tree = tree
         self._size_bytes = size_bytes
         self._timeout_s = timeout_s
         self._timeout_errno = timeout_errno
         self._failures = FailureLog()
         self._lateness = Lateness()
-        self._curious = Curious()
 
     def errno_for(self, operation: str, node: NodeId, error: Exception, began_s: float) -> int:
         """What a reader gets for ``error``; it is logged and counted, unless it is ordinary."""
@@ -144,7 +133,7 @@ class ImageOperations:
             raise  # ENOENT, which the kernel does not remember
         except NoSuchEntryError:
             return replies.ABSENT_ENTRY
-        self._curious.looks_up(decode_thread(request), parent)
+        self._listings.curious.looks_up(decode_thread(request), parent)
         return replies.encode_entry(node, await tree.attributes(node))
 
     async def _on_getattr(self, node: NodeId, _: bytes) -> Answer:
@@ -190,85 +179,6 @@ class ImageOperations:
         size, _ = decode_listxattr(request)
         names = await self._tree.xattrs(node)
         return _sized(b"".join([name + b"\0" for name in names]), size)
-
-    async def _on_readdir(self, directory: NodeId, request: bytes) -> Answer:
-        return await self._list(directory, request, plus=False)
-
-    async def _on_readdirplus(self, directory: NodeId, request: bytes) -> Answer:
-        return await self._list(directory, request, plus=True)
-
-    async def _list(self, directory: NodeId, request: bytes, *, plus: bool) -> Answer:
-        """Names from a position on: as many as the tree gives at once, and there is room for."""
-        position, size = decode_read(request)
-        entries = await self._tree.entries(directory, max(0, position - POSITION_AFTER_DOTDOT))
-        listing = replies.Listing(size, plus=plus)
-        if position < POSITION_AFTER_DOT:
-            listing.add(b".", directory, stat.S_IFDIR, POSITION_AFTER_DOT)
-        if position < POSITION_AFTER_DOTDOT:
-            listing.add(b"..", UNKNOWN_INODE, stat.S_IFDIR, POSITION_AFTER_DOTDOT)
-        if plus and self._curious.lists(decode_thread(request), directory):
-            await self._add_all_with_attributes(listing, directory, entries)
-            return listing.buffer
-        with_directories = plus and not self._tree.grows
-        for entry in entries:
-            name, node, file_type, position = entry
-            shown = replies.NO_ENTRY
-            if with_directories and file_type == stat.S_IFDIR:
-                shown = await self._directory_entry(directory, entry)
-            if not listing.add(name, node, file_type, position + POSITION_AFTER_DOTDOT, shown):
-                break
-        return listing.buffer
-
-    async def _add_all_with_attributes(
-        self, listing: replies.Listing, directory: NodeId, entries: Sequence[DirectoryEntry]
-    ) -> None:
-        """Add entries to a listing, for who looks at all of them.
-
-        Once one is in, neither an error nor lack of time loses it: the listing stops there, and
-        the next request meets the trouble as its first entry.
-        """
-        listed = False
-        with trio.CancelScope() as patience:
-            try:
-                for entry in entries:
-                    name, node, file_type, position = entry
-                    if file_type == stat.S_IFDIR:
-                        shown = await self._directory_entry(directory, entry)
-                    else:
-                        shown = await self._entry_if_sound(entry)
-                    position += POSITION_AFTER_DOTDOT
-                    if not listing.add(name, node, file_type, position, shown):
-                        return
-                    if not listed:
-                        listed = True
-                        patience.deadline = trio.current_time() + self.deadline_s * LISTING_SHARE
-            except Exception:
-                if not listed:
-                    raise
-
-    async def _directory_entry(self, directory: NodeId, entry: DirectoryEntry) -> bytes:
-        """What a listing tells the kernel about a directory; nothing if it is not sound.
-
-        The kernel goes into a directory without looking it up once it knows it, so the tree has
-        to see now that a broken image has it in several places. Nobody has asked for that yet,
-        so only what is at hand is looked at.
-        """
-        attributes = await self._tree.listed_directory(directory, entry)
-        if attributes is not None:
-            with suppress(ImageFormatError):
-                return replies.encode_entry(entry.node, attributes)
-        return replies.NO_ENTRY
-
-    async def _entry_if_sound(self, entry: DirectoryEntry) -> bytes:
-        """What a listing tells the kernel about a file; a broken inode costs only itself."""
-        try:
-            attributes = await self._tree.attributes(entry.node)
-            if stat.S_IFMT(attributes.mode) == entry.file_type:
-                return replies.encode_entry(entry.node, attributes)
-        except Exception as error:
-            if not isinstance(first_cause(error), ImageFormatError):
-                raise
-        return replies.NO_ENTRY
 
 
 async def _opened(_node: NodeId, _request: bytes) -> Answer:

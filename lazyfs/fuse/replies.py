@@ -33,8 +33,11 @@ _KSTATFS = struct.Struct("=QQQQQIIII24x")
 _GETXATTR_OUT = struct.Struct("=I4x")
 """``fuse_getxattr_out``: size, padding."""
 
-_DIRENT = struct.Struct("=QQII")
-"""``fuse_dirent``: ino, off, namelen, type. The name follows, up to a multiple of 8 bytes."""
+_DIRENTS: Final = tuple(
+    struct.Struct(f"=QQII{-(-length // 8) * 8}s").pack for length in range(NAME_MAX + 1)
+)
+"""By the length of the name, ``fuse_dirent``: ino, off, namelen, type, and the name with zeros up
+to a multiple of 8 bytes."""
 
 OPEN_OUT: Final = bytes(16)
 """``fuse_open_out``: fh, open_flags, backing_id, none of which we need."""
@@ -117,8 +120,10 @@ class Listing:
     def __init__(self, size: int, *, plus: bool) -> None:
         """Begin one of at most ``size`` bytes."""
         self.buffer = bytearray()
+        self.plus = plus
+        self.position = 0
+        """Where it goes on behind what was added."""
         self._size = size
-        self._plus = plus
 
     def add(
         self, name: bytes, node: int, file_type: int, position: int, entry: bytes = NO_ENTRY
@@ -126,17 +131,18 @@ class Listing:
         """Add a name; False if there is no room left for it.
 
         Args:
-            name: without a slash.
+            name: without a slash, at most ``NAME_MAX`` bytes.
             node: its inode number.
             file_type: the ``S_IFMT`` bits; 0: not known.
             position: where a listing goes on behind it.
             entry: what ``encode_entry`` gave, if it is listed with attributes.
         """
-        buffer = self.buffer
-        head = _DIRENT.pack(node, position, len(name), file_type >> 12)
-        padding = bytes(-len(name) % 8)
-        record = b"".join((entry, head, name, padding) if self._plus else (head, name, padding))
-        if len(buffer) + len(record) > self._size:
+        length = len(name)
+        record = _DIRENTS[length](node, position, length, file_type >> 12, name)
+        if self.plus:
+            record = entry + record
+        if len(self.buffer) + len(record) > self._size:
             return False
-        buffer += record
+        self.buffer += record
+        self.position = position
         return True

@@ -33,6 +33,9 @@ class Operations:
         self.failures.append(f"{operation} {node} {error!r}")
         return errno.EUCLEAN
 
+    async def prepare(self):
+        return False
+
     async def wait(self, node, request):
         await self.gate(node).wait()
         return b"read %d" % node

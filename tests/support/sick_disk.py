@@ -176,6 +176,9 @@ class Disk:
 
     releasedir = release
 
+    async def prepare(self) -> bool:
+        return False
+
     async def readdirplus(self, directory: NodeId, request: bytes) -> bytearray:
         wanted = decode_read(request)
         listing = replies.Listing(wanted.size, plus=True)
