@@ -63,7 +63,7 @@ class Listings:
             follow = await self._list(listing, wanted)
             answer = listing.buffer
             if not self._tree.grows:
-                self._ahead.expect(follow)
+                self._ahead.expect(wanted, follow)
         return answer
 
     async def prepare(self) -> bool:
@@ -80,7 +80,7 @@ class Listings:
                 log.debug("node %d is not listed beforehand: %s", wanted.directory, error)
             else:
                 self._ahead.keep(wanted, listing.buffer)
-                self._ahead.expect(follow)
+                self._ahead.expect(wanted, follow)
         return True
 
     async def _list(self, listing: replies.Listing, wanted: Wanted) -> Sequence[Wanted]:

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -28,13 +29,14 @@ class Operations:
         self.handlers: dict[int, Handler] = {READ: self.wait, GETATTR: self.answer}
         self.gates: dict[int, trio.Event] = {}
         self.failures: list[str] = []
+        self.preparing: Callable[[], Awaitable[bool]] | None = None
 
     def errno_for(self, operation, node, error, began_s):
         self.failures.append(f"{operation} {node} {error!r}")
         return errno.EUCLEAN
 
     async def prepare(self):
-        return False
+        return await self.preparing() if self.preparing is not None else False
 
     async def wait(self, node, request):
         await self.gate(node).wait()
@@ -122,6 +124,27 @@ async def test_others_have_their_turn_while_requests_come_and_come():
             await kernel.ask(GETATTR, unique, unique)
         for unique in range(3 * ANSWERS_IN_A_ROW):
             assert (await kernel.answer())[0] == unique
+
+
+async def test_what_will_be_asked_for_is_prepared_until_something_is_asked_for():
+    operations = Operations()
+    done: list[int] = []
+    async with serving(operations) as (_, kernel):
+
+        async def prepare() -> bool:
+            if len(done) == 5:
+                return False
+            done.append(operations.counters.operations["getattr"])
+            if len(done) == 3:
+                await kernel.ask(GETATTR, 2)
+            return True
+
+        operations.preparing = prepare
+        await kernel.ask(GETATTR, 1)
+        assert (await kernel.answer())[0] == 1
+        assert (await kernel.answer())[0] == 2
+        await trio.testing.wait_all_tasks_blocked()
+        assert done == [1, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Images that no one could have made in good faith: answered or refused, and nothing else hurt."""
 
+import stat
 from contextlib import suppress
 
 import pytest
@@ -13,7 +14,7 @@ from lazyfs.image.erofs_layer import ErofsLayer
 from lazyfs.image.merged import MergedTree
 from lazyfs.image.nodes import Place, node_of
 from lazyfs.image.single import SingleTree
-from lazyfs.model import ROOT_NODE, Nid, NodeId
+from lazyfs.model import ROOT_NODE, DirectoryEntry, Nid, NodeId
 from tests.support.erofs_files import sealed
 from tests.support.layer_builder import device, directory, erofs_image, file, link, whiteout
 from tests.support.layer_stacks import names_in, nid_of, open_layers, repointed
@@ -57,7 +58,14 @@ async def test_a_directory_where_it_does_not_belong_is_refused(name: str):
     image = repointed(IMAGE, folder, entry, nid_of(IMAGE, target))
     tree = await tree_of(image)
     parent = await at(tree, folder)
-    assert entry in await names_in(tree, parent)
+    child, kind = (await names_in(tree, parent))[entry]
+    for shown in (tree, SingleTree(tree._layers[1])):
+        listed = DirectoryEntry(entry, child, kind, 1)
+        assert await shown.listed_directory(parent, listed) is None
+    sound = await at(tree, b"a/b")
+    listed = DirectoryEntry(b"b", sound, stat.S_IFDIR, 1)
+    above = await at(tree, b"a")
+    assert await tree.listed_directory(above, listed) == await tree.attributes(sound)
     with pytest.raises(ImageFormatError, match="belongs in"):
         await tree.lookup(parent, entry)
     assert await tree.read(await at(tree, b"a/b/f"), 0, 99) == b"content"

@@ -18,7 +18,7 @@ from lazyfs.erofs.extents import Extent
 from lazyfs.errors import TruncatedRecordError
 from lazyfs.image.erofs_layer import ErofsLayer
 from lazyfs.image.merged import MergedTree
-from lazyfs.model import ROOT_NODE, Nid, NodeId
+from lazyfs.model import ROOT_NODE, DirectoryEntry, Nid, NodeId
 from tests.support.erofs_files import ImageFiles, sealed
 from tests.support.layer_builder import (
     Node,
@@ -214,7 +214,10 @@ async def compare_object(tree: MergedTree, node: NodeId, seen: Seen, path: bytes
         assert {name: kind for name, (_, kind) in listed.items()} == {
             name: child.node.kind for name, child in seen.children.items()
         }, path
-        for name, (child, _) in listed.items():
+        for name, (child, kind) in listed.items():
+            if kind == stat.S_IFDIR:
+                shown = await tree.listed_directory(node, DirectoryEntry(name, child, kind, 1))
+                assert shown in (None, await tree.attributes(child)), path
             assert await tree.lookup(node, name) == child, path
 
 
