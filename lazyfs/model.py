@@ -1,7 +1,6 @@
 """Values that several parts of lazyfs share; frozen, without behaviour beyond arithmetic."""
 
 import enum
-from dataclasses import dataclass
 from typing import NamedTuple, NewType
 
 Nid = NewType("Nid", int)
@@ -36,8 +35,7 @@ class ByteRange(NamedTuple):
         return self.offset + self.length
 
 
-@dataclass(frozen=True, slots=True)
-class Attributes:
+class Attributes(NamedTuple):
     """What ``stat`` shows of one object.
 
     EROFS keeps a single time; it serves as mtime, ctime and atime (as in the kernel).

@@ -5,7 +5,7 @@ turns it into a ``struct`` and checks its size at import, so that a wrong row fa
 """
 
 import struct
-from typing import Annotated, Generic, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_type_hints
 
 from lazyfs.errors import TruncatedRecordError
 
@@ -42,12 +42,20 @@ class Layout(Generic[R]):
         Raises:
             TruncatedRecordError: the record passes the end of ``data``.
         """
+        return self._record(*self.fields(data, offset))
+
+    def fields(self, data: bytes | memoryview, offset: int = 0) -> tuple[Any, ...]:
+        """As ``decode``, without their names: quicker.
+
+        Raises:
+            TruncatedRecordError: the record passes the end of ``data``.
+        """
         if offset < 0 or offset + self.size_bytes > len(data):
             raise TruncatedRecordError(
                 f"{self._record.__name__}: needs {self.size_bytes} bytes at offset {offset}, "
                 f"there are {len(data)}"
             )
-        return self._record(*self._struct.unpack_from(data, offset))
+        return self._struct.unpack_from(data, offset)
 
     def encode(self, record: R) -> bytes:
         """The bytes of ``record``."""

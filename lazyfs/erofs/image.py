@@ -151,7 +151,7 @@ class Image:
         """
         self._check_directory(directory)
         if directory.size_bytes:
-            entry = (yield from self._directory_block(directory, 0)).find(b"..")
+            entry = (yield from self._directory_block(directory, 0)).parent()
             if entry is not None:  # it is, unless a block full of names begins with "!" and such
                 return entry.nid
         try:

@@ -84,18 +84,10 @@ class Inode(NamedTuple):
 
     def attributes(self) -> Attributes:
         """What ``stat`` shows."""
+        _, mode, uid, gid, nlink, size_bytes, mtime_s, mtime_ns, *_, blocks_512 = self
         major, minor = self.rdev
         return Attributes(
-            self.mode,
-            self.uid,
-            self.gid,
-            self.nlink,
-            self.size_bytes,
-            self.mtime_s,
-            self.mtime_ns,
-            major,
-            minor,
-            self.blocks_512,
+            mode, uid, gid, nlink, size_bytes, mtime_s, mtime_ns, major, minor, blocks_512
         )
 
 
@@ -129,13 +121,13 @@ def decode_inode(superblock: Superblock, nid: Nid, address: int, data: bytes, of
         UnsupportedFeatureError: a data layout that lazyfs does not know.
     """
     if is_extended(data, offset):
-        extended = ondisk.INODE_EXTENDED.decode(data, offset)
+        extended = ondisk.INODE_EXTENDED.fields(data, offset)
         i_format, icount, mode, high, size, i_u, _, uid, gid, mtime, mtime_ns, nlink, _ = extended
         mtime -= mtime >> 63 << 64
         record_bytes = ondisk.INODE_EXTENDED.size_bytes
         null_address = _NULL_ADDRESS_48
     else:
-        compact = ondisk.INODE_COMPACT.decode(data, offset)
+        compact = ondisk.INODE_COMPACT.fields(data, offset)
         i_format, icount, mode, high, size, mtime, i_u, _, uid, gid, _ = compact
         mtime += superblock.epoch_s
         mtime_ns = superblock.fixed_ns

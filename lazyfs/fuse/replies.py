@@ -77,22 +77,23 @@ def encode_attributes(node: NodeId, attributes: Attributes) -> bytes:
 
 
 def _attr(node: NodeId, found: Attributes) -> tuple[int, ...]:
-    time_s = found.mtime_s & _U64  # the kernel takes it for signed again
+    mode, uid, gid, nlink, size_bytes, time_s, time_ns, major, minor, blocks_512 = found
+    time_s &= _U64  # the kernel takes it for signed again
     return (
         node,
-        found.size_bytes,
-        found.blocks_512,
+        size_bytes,
+        blocks_512,
         time_s,
         time_s,
         time_s,
-        found.mtime_ns,
-        found.mtime_ns,
-        found.mtime_ns,
-        found.mode,
-        found.nlink & _U32,
-        found.uid,
-        found.gid,
-        encode_device(found.rdev_major, found.rdev_minor),
+        time_ns,
+        time_ns,
+        time_ns,
+        mode,
+        nlink & _U32,
+        uid,
+        gid,
+        encode_device(major, minor) if major or minor else 0,
         BLOCK_BYTES,
         0,
     )

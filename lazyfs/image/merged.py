@@ -10,7 +10,7 @@ touched only, and a node id stays good over a restart of the daemon.
 import stat
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import trio
@@ -99,7 +99,7 @@ class MergedTree:
         place = self._place(node)
         attributes = (await self._layers[place.layer].inode(place.nid)).attributes()
         if stat.S_ISDIR(attributes.mode) and len(await self._stack(node)) > 1:
-            return replace(attributes, nlink=MERGED_NLINK)
+            return attributes._replace(nlink=MERGED_NLINK)
         return attributes
 
     async def entries(self, directory: NodeId, start: int) -> Sequence[DirectoryEntry]:

@@ -55,9 +55,13 @@ def node_in(layer: int, nid: Nid) -> NodeId:
 
 def place_of(node: NodeId) -> Place:
     """Where the object of a node id lies; not for the root."""
+    return Place(node - _FIRST >> _LAYER_SHIFT, nid_of(node))
+
+
+def nid_of(node: NodeId) -> Nid:
+    """Which inode of its layer the object of a node id is; not for the root."""
     if node <= ROOT_NODE:
         raise AssertionError("the root has no place of its own")
     packed = node - _FIRST
-    low = packed & (_METABOX_NODE - 1)
-    flag = _METABOX_NID if packed & _METABOX_NODE else 0
-    return Place(packed >> _LAYER_SHIFT, Nid(low | flag))
+    nid = packed & (_METABOX_NODE - 1)
+    return Nid(nid | _METABOX_NID if packed & _METABOX_NODE else nid)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from lazyfs.errors import NoSuchEntryError
 from lazyfs.image.erofs_layer import ErofsLayer
-from lazyfs.image.nodes import node_in, place_of
+from lazyfs.image.nodes import nid_of, node_in
 from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, Nid, NodeId
 
 
@@ -48,9 +48,9 @@ class SingleTree:
         Raises:
             NotADirectoryNodeError.
         """
-        node = self._node
+        root = self._layer.image.root_nid
         return [
-            DirectoryEntry(name, node(nid), file_type, position)
+            DirectoryEntry(name, ROOT_NODE if nid == root else node_in(0, nid), file_type, position)
             for name, nid, file_type, position in await self._layer.entries(
                 self._nid(directory), start
             )
@@ -81,7 +81,7 @@ class SingleTree:
         return await self._layer.xattrs(self._nid(node))
 
     def _nid(self, node: NodeId) -> Nid:
-        return self._layer.image.root_nid if node == ROOT_NODE else place_of(node).nid
+        return self._layer.image.root_nid if node == ROOT_NODE else nid_of(node)
 
     def _node(self, nid: Nid) -> NodeId:
         return ROOT_NODE if nid == self._layer.image.root_nid else node_in(0, nid)

@@ -68,7 +68,7 @@ def test_device_numbers(numbers):
     "changes", [{"size_bytes": 1 << 64}, {"uid": 1 << 32}, {"mode": -1}, {"blocks_512": -1}]
 )
 def test_values_that_do_not_fit_are_the_images_fault(changes):
-    values = {name: getattr(FILE, name) for name in Attributes.__slots__} | changes
+    values = {name: getattr(FILE, name) for name in Attributes._fields} | changes
     for encode in (replies.encode_entry, replies.encode_attributes):
         with pytest.raises(ImageFormatError):
             encode(NODE, Attributes(**values))

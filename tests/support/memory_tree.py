@@ -82,7 +82,7 @@ class MemoryTree:
         self.switches = switches
         self.nodes: dict[NodeId, Node] = {}
         self._next = 1
-        self._new(Node(dataclasses.replace(DEFAULT_ATTRIBUTES, mode=stat.S_IFDIR | 0o755, nlink=2)))
+        self._new(Node(DEFAULT_ATTRIBUTES._replace(mode=stat.S_IFDIR | 0o755, nlink=2)))
 
     def _new(self, node: Node) -> NodeId:
         number = NodeId(self._next)
@@ -99,7 +99,7 @@ class MemoryTree:
         for parent in parents:
             directory = self.nodes[directory.children[parent]]
         changes = {"size_bytes": len(data), "blocks_512": -(-len(data) // 512)} | changes
-        attributes = dataclasses.replace(DEFAULT_ATTRIBUTES, mode=mode, **changes)
+        attributes = DEFAULT_ATTRIBUTES._replace(mode=mode, **changes)
         number = self._new(Node(attributes, data, dict(xattrs)))
         directory.children[name] = number
         return number
@@ -273,7 +273,7 @@ def slow_tree(switches: Path | None) -> MemoryTree:
 def file_root_tree(switches: Path | None) -> MemoryTree:
     """Not a file system: the root is a file."""
     tree = MemoryTree(switches)
-    tree.nodes[ROOT_NODE].attributes = dataclasses.replace(DEFAULT_ATTRIBUTES, mode=stat.S_IFREG)
+    tree.nodes[ROOT_NODE].attributes = DEFAULT_ATTRIBUTES._replace(mode=stat.S_IFREG)
     return tree
 
 
