@@ -13,6 +13,10 @@ from registry.attempts import note_failure
 from registry.endpoint import Endpoint
 from registry.errors import RegistryError, TransportError
 
+BUSY_DELAYS = 4
+"""So many times as long an answer may take while others of the same host come in: it stands behind
+them on the line, and one more would only come behind it."""
+
 T = TypeVar("T")
 Opener = Callable[[Endpoint], AbstractAsyncContextManager[T]]
 
@@ -22,6 +26,8 @@ async def hedged(
     first: Endpoint, second: Callable[[], Endpoint], delay_s: float, open_at: Opener[T]
 ) -> AsyncIterator[tuple[Endpoint, T]]:
     """What ``open_at`` opens, at ``first`` or, if it takes longer than ``delay_s``, at ``second``.
+
+    While other answers of ``first`` come in, it may take longer.
 
     Raises:
         RegistryError: that of ``first``; ``second``, if it was asked, has failed as well.
@@ -49,7 +55,7 @@ class _Race(Generic[T]):
     async def run(self, first: Endpoint, second: Callable[[], Endpoint], delay_s: float) -> None:
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._later, second, delay_s, nursery.cancel_scope)
+            nursery.start_soon(self._later, first, second, delay_s, nursery.cancel_scope)
             await self._enter(first, nursery.cancel_scope)
             if not self._hedged:
                 nursery.cancel_scope.cancel()
@@ -57,9 +63,17 @@ class _Race(Generic[T]):
             _note_slow(first, self.winner[0], trio.current_time() - began)
 
     async def _later(
-        self, second: Callable[[], Endpoint], delay_s: float, everything: trio.CancelScope
+        self,
+        first: Endpoint,
+        second: Callable[[], Endpoint],
+        delay_s: float,
+        everything: trio.CancelScope,
     ) -> None:
-        await trio.sleep(delay_s)
+        for _ in range(BUSY_DELAYS):
+            received_bytes = first.wire.received_bytes
+            await trio.sleep(delay_s)
+            if first.wire.received_bytes == received_bytes:
+                break
         self._hedged = True
         endpoint = second()
         endpoint.health.hedged(trio.current_time())

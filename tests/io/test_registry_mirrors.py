@@ -311,6 +311,34 @@ async def test_without_another_host_the_same_is_asked_again(autojump_clock):
         assert states(source)["registry"].failures == 0
 
 
+@pytest.mark.parametrize(("slow_s", "expected_s"), [(0.5, 0.5), (5.0, 0.8)])
+async def test_an_answer_behind_others_is_given_time(
+    slow_s: float, expected_s: float, autojump_clock: trio.testing.MockClock
+):
+    """Behind others of the same host, an answer may take four times as long as by itself."""
+    usual = slow(lambda n: {22: slow_s}.get(n, 0.1 if n <= 20 else 0.0))
+
+    def answer(request: Request, reply: Reply) -> Reply:
+        reply = usual(request, reply)
+        return replace(reply, drip_s=0.05) if request.headers["range"] == "bytes=0-199" else reply
+
+    async with (
+        serving(FakeRegistry([DATA], breaks=answer)) as registry,
+        open_source(f"{registry.host}/a/b:c", access()) as source,
+        trio.open_nursery() as nursery,
+    ):
+        reader = await source.open_blob(BLOB)
+        for offset in range(20):
+            await reader.fetch(offset, 10)
+        nursery.start_soon(reader.fetch, 0, 200)
+        await trio.sleep(1)
+        began = trio.current_time()
+        assert await reader.fetch(50, 10) == DATA[50:60]
+        assert trio.current_time() - began == pytest.approx(expected_s, abs=0.1)
+        assert states(source)["registry"].hedges == (1 if slow_s > expected_s else 0)
+        nursery.cancel_scope.cancel()
+
+
 async def test_second_requests_are_few(autojump_clock):
     """A server that is slow all the time is not made slower."""
     breaks = slow(lambda n: 0.01 if n <= 20 else 1.0)
