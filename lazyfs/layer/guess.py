@@ -15,6 +15,12 @@ from lazyfs.layer.likely import Likely, Place
 from lazyfs.layer.piece import Piece
 from lazyfs.layer.turns import Turns, nothing
 
+INODE_BYTES = 90
+"""What an inode takes on average with its name in a directory: 64, 12 and the name."""
+
+METADATA_BYTES, METADATA_CHUNKS = 2 << 20, 64
+"""More metadata of a layer, or in more chunks, is not guessed: a program does not want all that."""
+
 log = logging.getLogger(__name__)
 
 
@@ -147,8 +153,20 @@ class LayerGuesses:
         self._guesser = guesser
         self._number = number
         self._table = chunks.table
+        self._image_bytes = chunks.image_size_bytes
         self._start = self._end = 0
         """Of the chunk that was wanted last, in the image."""
+
+    def metadata(self, offset: int, inodes: int) -> None:
+        """So many inodes and their directories lie about there, as the superblock says."""
+        start = max(0, offset)
+        end = min(offset + inodes * INODE_BYTES, self._image_bytes)
+        if start >= end:
+            return
+        first, last = self._table.index_at(start), self._table.index_at(end - 1)
+        length = self._table.frame(last).end - self._table.frame(first).offset
+        if length <= METADATA_BYTES and last - first < METADATA_CHUNKS:
+            self._guesser.likely.metadata(self._number, range(first, last + 1))
 
     def used(self, offset: int, length: int) -> None:
         """A range inside the image is about to be read; returns at once."""

@@ -5,6 +5,9 @@ clusters: page faults in a large library, files of one directory. So each chunk 
 wants speaks for its neighbours on both sides, the more the nearer they are and the less the
 longer ago that was. Guesses that are wanted later pay for more of them; those that are not use a
 credit up, of which what readers had to wait for brings back a little.
+
+And whoever has waited for some inodes and directories of an image will want others: each file on
+his way costs him a round trip, and all of them together are small.
 """
 
 from collections import deque
@@ -21,6 +24,9 @@ FADING = 0.8
 
 LEAST = 0.5
 """What speaks for a chunk must come to so much; the neighbour of the last one has 1."""
+
+METADATA = 1.0
+"""Speaks for one chunk of metadata after the other, once a reader has waited for such a one."""
 
 FREE_BYTES = 4 << 20
 """May be guessed in vain at first: a start is nearly over when guesses have paid for others."""
@@ -48,6 +54,10 @@ class Likely:
     def __init__(self) -> None:
         self._states: dict[int, bytearray] = {}
         self._lately: deque[Place] = deque(maxlen=LATELY)
+        self._metadata: dict[int, range] = {}
+        """Chunks of layers of whose metadata none was waited for."""
+        self._in_use: deque[Place] = deque()
+        """Chunks of metadata of the others."""
         self.waited_bytes = 0
         """Wanted, and neither there nor guessed."""
         self.guessed_bytes = 0
@@ -57,6 +67,10 @@ class Likely:
     def add(self, layer: int, chunks: int) -> None:
         """There is a layer of so many chunks."""
         self._states[layer] = bytearray(chunks)
+
+    def metadata(self, layer: int, chunks: range) -> None:
+        """Inodes and directories of a layer are about there."""
+        self._metadata[layer] = chunks
 
     def is_new(self, place: Place) -> bool:
         """Whether ``wanted`` was not told of a chunk."""
@@ -80,6 +94,10 @@ class Likely:
         else:
             self.waited_bytes += length
         self._lately.append(place)
+        if place.chunk in self._metadata.get(place.layer, ()):
+            self._in_use.extend(
+                Place(place.layer, chunk) for chunk in self._metadata.pop(place.layer)
+            )
         return guessed
 
     def guessed(self, place: Place, length: int) -> None:
@@ -108,8 +126,15 @@ class Likely:
                     place = Place(layer, near)
                     speaks[place] = speaks.get(place, 0.0) + weight / abs(near - index)
             weight *= FADING
+        while self._in_use and not self._is_unknown(self._in_use[0]):
+            self._in_use.popleft()
+        if self._in_use:
+            speaks[self._in_use[0]] = speaks.get(self._in_use[0], 0.0) + METADATA
         if not speaks:
             return None
         # Of equals the one behind: files are read forwards more often.
         found = max(speaks, key=lambda place: (speaks[place], place.chunk))
         return found if speaks[found] >= LEAST else None
+
+    def _is_unknown(self, place: Place) -> bool:
+        return self._states[place.layer][place.chunk] == _State.UNKNOWN

@@ -333,6 +333,9 @@ class LayerOpener:
         )
         with _naming(f"{self._name} {what}"):
             await layer.open()
+        if reader.guesses is not None:
+            superblock = layer.image.superblock
+            reader.guesses.metadata(superblock.meta_address, superblock.inode_count)
         wanted = [
             partial(self.reader, f"{what} device {index}", device, position)
             for index, device in enumerate(devices[: len(layer.image.devices)], 1)

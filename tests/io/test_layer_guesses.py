@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from lazyfs.errors import SourceUnavailableError
-from lazyfs.layer.guess import Guesser
+from lazyfs.layer.guess import INODE_BYTES, METADATA_BYTES, Guesser
 from lazyfs.layer.likely import FREE_BYTES, WANTED_SHARE
 from lazyfs.profile.recording import Recording
 from tests.support import layer_builder as build
@@ -190,3 +190,25 @@ async def test_what_cannot_be_had_is_guessed_once(
         asked = [where.offset for where in blob.requests[before:] if where.offset in frames]
         assert 1 < len(asked) < 10
         assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize(
+    ("inodes", "guessed"),
+    [
+        (12 * CHUNK // INODE_BYTES, True),
+        (METADATA_BYTES * 2 // INODE_BYTES, False),
+        (1 << 60, False),
+    ],
+)
+async def test_metadata_is_guessed_unless_it_is_large(
+    layer: Layer, inodes: int, guessed: bool, autojump_clock: trio.testing.MockClock
+):
+    async with rigged() as rig:
+        with_guesser(rig).start()
+        found, _ = await open_on_line(rig, layer, 50, 100)
+        assert found.reader.guesses is not None
+        found.reader.guesses.metadata(2 * CHUNK, inodes)
+        await found.reader.read_once(10 * CHUNK, READ)
+        await trio.sleep(1)
+        there = [chunk for chunk in range(20) if rig.store.contains(found.key(chunk))]
+        assert there == list(range(2, 14) if guessed else range(8, 13))

@@ -68,6 +68,26 @@ def test_what_was_there_says_nothing_and_what_was_guessed_does():
     assert (likely.guessed_bytes, likely.hit_bytes, likely.waited_bytes) == (LENGTH, LENGTH, 0)
 
 
+def test_metadata_is_guessed_once_some_of_it_was_waited_for():
+    likely = layers(CHUNKS, CHUNKS)
+    likely.metadata(1, range(40))
+    likely.wanted(Place(1, 0), LENGTH, here=True)
+    likely.wanted(Place(0, 80), LENGTH, here=False)
+    assert {layer for layer, _ in guesses(likely)} == {0}
+    likely.wanted(Place(1, 20), LENGTH, here=False)
+    assert {chunk for _, chunk in guesses(likely)} >= set(range(1, 40)) - {20}
+
+
+def test_metadata_is_guessed_in_order_and_without_what_is_there():
+    likely = layers(CHUNKS)
+    likely.metadata(0, range(40))
+    likely.wanted(Place(0, 20), LENGTH, here=False)
+    for chunk in (0, 1, 3):
+        likely.pass_over(Place(0, chunk))
+    found = [chunk for _, chunk in guesses(likely)]
+    assert [chunk for chunk in found if chunk < 10] == [2, *range(4, 10)]
+
+
 def test_what_is_passed_over_is_not_named_again():
     likely = layers(CHUNKS)
     likely.wanted(Place(0, 50), LENGTH, here=False)

@@ -68,6 +68,17 @@ def test_short_answers_that_come_at_once_say_nothing_of_the_rate():
     assert line.gap_bytes == 0
 
 
+@pytest.mark.parametrize("waited_s", [0.0, 0.0003])
+def test_what_was_in_memory_says_nothing_of_the_round_trip(waited_s):
+    line = measured(100, 0.05)
+    room = line.guess_bytes
+    line.asked(PIECE)
+    line.began(1000.0, waited_s, PIECE)
+    line.ended(1000.0)
+    assert line.guess_bytes == room > 0
+    assert line.first_byte_s == pytest.approx(0.05)
+
+
 def test_a_late_first_byte_weighs_little_and_a_sooner_one_much():
     line = measured(100, 0.01)
     carry(line, seconds=0.1, length=64 * PIECE, rtt_s=1.0)
