@@ -20,7 +20,7 @@ import secrets
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -45,7 +45,7 @@ from cache.folder import (
 from cache.freespace import NO_MARK, FreeSpace, MinFree
 from cache.ledger import Account, Ledger
 from cache.locks import LockFile, try_lock
-from cache.pace import DiskPace
+from cache.pace import AT_HAND_S, IN_PLACE_BYTES, DiskPace
 from cache.recency import RecentUses
 from cache.store import StoreStatistics
 
@@ -111,8 +111,17 @@ class ChunkFiles:
             os.close(self._root)
             self._root = -1
 
-    def read(self, name: str, offset: int, length: int, *, wait: bool = True) -> bytes | None:
+    def read(
+        self, name: str, offset: int, length: int, *, wait: bool = True, missed: bool = False
+    ) -> bytes | None:
         """Exactly ``length`` bytes at ``offset``, or None: absent, shorter or unreadable.
+
+        Args:
+            name: of the chunk.
+            offset: in it.
+            length: likewise.
+            wait: whether the disk may be waited for.
+            missed: whether the bytes were not at hand a moment ago.
 
         Raises:
             BlockingIOError: the disk would have to be waited for, and not ``wait``.
@@ -124,7 +133,7 @@ class ChunkFiles:
                 try_lock(descriptor, shared=True)  # if not: it is being evicted, yet readable
                 found = os.fstat(descriptor)
                 if offset + length <= found.st_size:  # else a huge length would be allocated
-                    data = self._pread(descriptor, offset, length, wait=wait)
+                    data = self._pread(descriptor, offset, length, wait=wait, missed=missed)
                     self._note_use(name, descriptor, found.st_mtime_ns)
             finally:
                 os.close(descriptor)
@@ -142,15 +151,23 @@ class ChunkFiles:
             self._counters.bytes_read += length
         return data
 
-    def expect(self, names: Iterable[str]) -> None:
-        """Have the kernel begin to read chunks."""
-        for name in names:
-            with suppress(OSError):  # whoever reads it will see
-                descriptor = os.open(f"{CHUNKS_NAME}/{name}", _READ_CHUNK, dir_fd=self._root)
-                try:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-                finally:
-                    os.close(descriptor)
+    def read_all(
+        self, wanted: Sequence[tuple[str, int, int]], *, missed: bool
+    ) -> list[bytes | None]:
+        """As ``read`` for each of several ranges; the disk is asked for all of them first."""
+        for name, offset, length in wanted:
+            if length > IN_PLACE_BYTES:
+                self._ask_for(name, offset, length)
+        return [self.read(*where, missed=missed) for where in wanted]
+
+    def _ask_for(self, name: str, offset: int, length: int) -> None:
+        """Have the kernel begin to read a part of a chunk."""
+        with suppress(OSError):  # whoever reads it will see
+            descriptor = os.open(f"{CHUNKS_NAME}/{name}", _READ_CHUNK, dir_fd=self._root)
+            try:
+                os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
 
     def contains(self, name: str) -> bool:
         """Whether there is a file of that name that is not empty."""
@@ -284,14 +301,21 @@ class ChunkFiles:
 
     # Reading and counting
 
-    def _pread(self, descriptor: int, offset: int, length: int, *, wait: bool) -> bytes:
-        if _is_at_hand(descriptor, offset, length):
-            return os.pread(descriptor, length, offset)
-        if not wait and not self._pace.may_wait(length):
+    def _pread(
+        self, descriptor: int, offset: int, length: int, *, wait: bool, missed: bool
+    ) -> bytes:
+        """From a quick disk all at once: who looks first has the kernel read page by page."""
+        if (
+            not wait
+            and not self._pace.may_wait(length)
+            and not _is_at_hand(descriptor, offset, length)
+        ):
             raise BlockingIOError
         began_s = time.monotonic()
         data = os.pread(descriptor, length, offset)
-        self._pace.note(length, time.monotonic() - began_s)
+        took_s = time.monotonic() - began_s
+        if missed or took_s > AT_HAND_S:
+            self._pace.note(length, took_s)
         return data
 
     def _note_use(self, name: str, descriptor: int, stamp_ns: int) -> None:

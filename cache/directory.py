@@ -1,6 +1,6 @@
 """The store in a folder, for tasks of trio: what has to wait for the disk does so in threads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -11,7 +11,7 @@ import trio
 from cache.chunkfiles import ChunkFiles
 from cache.freespace import NO_MARK, MinFree
 from cache.key import ChunkKey
-from cache.store import StoreStatistics
+from cache.store import ChunkPart, StoreStatistics
 
 MAX_WRITERS: Final = 4
 """Threads that may write at once; more would only wait for the disk and hold chunks in memory."""
@@ -89,16 +89,27 @@ class DirectoryStore:
         _check(offset, length)
         return self._files.read(key.relative_path, offset, length, wait=False)
 
-    async def load(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+    async def load(self, wanted: Sequence[ChunkPart]) -> list[bytes | None]:
         """See ``ChunkStore.load``."""
-        _check(offset, length)
-        work = partial(self._files.read, key.relative_path, offset, length)
+        work = partial(self._files.read_all, _places(wanted), missed=True)
         return await self._in_thread(work, self._readers)
 
-    async def expect(self, keys: Iterable[ChunkKey]) -> None:
-        """See ``ChunkStore.expect``."""
-        names = [key.relative_path for key in keys]
-        await self._in_thread(partial(self._files.expect, names), self._readers)
+    async def load_for(
+        self,
+        wanted: Sequence[ChunkPart],
+        work: Callable[[Sequence[bytes]], _T],
+        limiter: trio.CapacityLimiter,
+    ) -> _T | None:
+        """See ``ChunkStore.load_for``."""
+        places = _places(wanted)
+
+        def read_and_work() -> _T | None:
+            found = [
+                data for data in self._files.read_all(places, missed=False) if data is not None
+            ]
+            return work(found) if len(found) == len(places) else None
+
+        return await self._in_thread(read_and_work, limiter)
 
     def contains(self, key: ChunkKey) -> bool:
         """See ``ChunkStore.contains``."""
@@ -141,6 +152,12 @@ class DirectoryStore:
             self._busy -= 1
             if self._closed and not self._busy:
                 self._files.close()
+
+
+def _places(wanted: Sequence[ChunkPart]) -> list[tuple[str, int, int]]:
+    for _, offset, length in wanted:
+        _check(offset, length)
+    return [(key.relative_path, offset, length) for key, offset, length in wanted]
 
 
 def _check(offset: int, length: int) -> None:

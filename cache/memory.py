@@ -1,13 +1,15 @@
 """Chunks in memory: for a mount without a cache folder, and for tests."""
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
+
+import trio
 
 from cache.counters import StoreCounters
 from cache.errors import ChunkTooLargeError
 from cache.eviction import charged_bytes
 from cache.key import ChunkKey
-from cache.store import StoreStatistics
+from cache.store import ChunkPart, StoreStatistics, T
 
 
 class MemoryStore:
@@ -44,12 +46,21 @@ class MemoryStore:
         """See ``ChunkStore.read_nowait``."""
         return self.read(key, offset, length)
 
-    async def load(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+    async def load(self, wanted: Sequence[ChunkPart]) -> list[bytes | None]:
         """See ``ChunkStore.load``."""
-        return self.read(key, offset, length)
+        return [self.read(*part) for part in wanted]
 
-    async def expect(self, keys: Iterable[ChunkKey]) -> None:
-        """See ``ChunkStore.expect``: memory is always at hand."""
+    async def load_for(
+        self,
+        wanted: Sequence[ChunkPart],
+        work: Callable[[Sequence[bytes]], T],
+        limiter: trio.CapacityLimiter,
+    ) -> T | None:
+        """See ``ChunkStore.load_for``."""
+        found = [data for data in await self.load(wanted) if data is not None]
+        if len(found) < len(wanted):
+            return None
+        return await trio.to_thread.run_sync(work, found, limiter=limiter)
 
     def contains(self, key: ChunkKey) -> bool:
         """See ``ChunkStore.contains``."""

@@ -12,6 +12,9 @@ IN_PLACE_BYTES: Final = 64 << 10
 QUICK_S: Final = 0.0005
 """A disk whose small reads take less than this, on average, is waited for."""
 
+AT_HAND_S: Final = 0.00003
+"""What comes sooner was in the page cache."""
+
 _WEIGHT: Final = 1 / 8
 """Of the latest read in the average: one that takes 4 ms, and the next ones go to threads."""
 

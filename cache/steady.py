@@ -7,7 +7,7 @@ fetch it again and again. One line is logged when that begins and one when it en
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -20,7 +20,7 @@ from cache.flights import Flights
 from cache.freespace import NO_MARK, MinFree
 from cache.key import ChunkKey
 from cache.memory import MemoryStore
-from cache.store import StoreStatistics
+from cache.store import ChunkPart, StoreStatistics, T
 
 MEMORY_BYTES: Final = 64 << 20
 """Chunks kept in memory while the disk is of no use."""
@@ -114,19 +114,33 @@ class SteadyStore:
             return self._memory.read(key, offset, length)
         return data
 
-    async def load(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
+    async def load(self, wanted: Sequence[ChunkPart]) -> list[bytes | None]:
         """See ``ChunkStore.load``."""
-        data = None
-        if self._disk is not None and key not in self._rotten:
-            data = await self._disk.load(key, offset, length)
-        if data is None and self.problem is not None:
-            return self._memory.read(key, offset, length)
-        return data
-
-    async def expect(self, keys: Iterable[ChunkKey]) -> None:
-        """See ``ChunkStore.expect``."""
+        found: list[bytes | None] = [None] * len(wanted)
         if self._disk is not None:
-            await self._disk.expect(keys)
+            sound = [index for index, part in enumerate(wanted) if part[0] not in self._rotten]
+            loaded = await self._disk.load([wanted[index] for index in sound]) if sound else []
+            for index, data in zip(sound, loaded, strict=True):
+                found[index] = data
+        if self.problem is not None:
+            for index, data in enumerate(found):
+                if data is None:
+                    found[index] = self._memory.read(*wanted[index])
+        return found
+
+    async def load_for(
+        self,
+        wanted: Sequence[ChunkPart],
+        work: Callable[[Sequence[bytes]], T],
+        limiter: trio.CapacityLimiter,
+    ) -> T | None:
+        """See ``ChunkStore.load_for``; what is partly in memory is left to ``load``."""
+        done = None
+        if self._disk is not None and self._rotten.isdisjoint(key for key, _, _ in wanted):
+            done = await self._disk.load_for(wanted, work, limiter)
+        if done is None and self.problem is not None:
+            return await self._memory.load_for(wanted, work, limiter)
+        return done
 
     def contains(self, key: ChunkKey) -> bool:
         """See ``ChunkStore.contains``."""

@@ -1,8 +1,10 @@
 """What a chunk store promises, whatever keeps the chunks."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
+
+import trio
 
 from cache.key import ChunkKey
 
@@ -29,6 +31,12 @@ class StoreStatistics:
     """Failures of the disk or the store, in reads and writes."""
 
 
+T = TypeVar("T")
+
+ChunkPart: TypeAlias = tuple[ChunkKey, int, int]
+"""A chunk, an offset in it, and how many bytes."""
+
+
 class ChunkStore(Protocol):
     """Keeps chunks by key. What it gives back was verified once and must be verified again."""
 
@@ -51,8 +59,8 @@ class ChunkStore(Protocol):
         """
         ...
 
-    async def load(self, key: ChunkKey, offset: int, length: int) -> bytes | None:
-        """As ``read``, in a thread.
+    async def load(self, wanted: Sequence[ChunkPart]) -> list[bytes | None]:
+        """As ``read`` for each part, all in one thread: the disk has them to read together.
 
         Raises:
             InvalidChunkKeyError.
@@ -61,15 +69,23 @@ class ChunkStore(Protocol):
         """
         ...
 
-    async def expect(self, keys: Iterable[ChunkKey]) -> None:
-        """Have the disk begin to read chunks that will be wanted soon.
+    async def load_for(
+        self,
+        wanted: Sequence[ChunkPart],
+        work: Callable[[Sequence[bytes]], T],
+        limiter: trio.CapacityLimiter,
+    ) -> T | None:
+        """Do something with parts in the thread that has read them; None unless all are there.
 
-        What is not there is passed over.
+        Args:
+            wanted: what to read.
+            work: thread-safe.
+            limiter: of such threads.
 
         Raises:
-            InvalidChunkKeyError.
+            InvalidChunkKeyError, and what ``work`` raises.
 
-        Cancelled: as for ``load``.
+        Cancelled: before it began, nothing happens; once begun it ends first.
         """
         ...
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -48,6 +48,8 @@ SLOWEST_BYTES_PER_S = 16 << 10
 """A fetch that is slower than this, over its whole length, is given up."""
 
 _ROTTEN = "rotten in the cache or sent wrong, fetching it again"
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +146,7 @@ class PieceFetcher:
     def read_nowait(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes] | None:
         """As ``read`` where all of it is at hand; else None."""
         found = []
-        for piece, offset, length in wanted:
+        for piece, offset, length in reversed(wanted):  # the end is what is not at hand, if any is
             try:
                 data = self._engine.store.read_nowait(piece.key, offset, length)
             except BlockingIOError:
@@ -153,7 +155,26 @@ class PieceFetcher:
                 return None
             found.append(data)
         self._counters.cache_hits += len(wanted)
-        return found
+        return found[::-1]
+
+    async def prove(
+        self, wanted: Sequence[tuple[Piece, int, int]], work: Callable[[Sequence[bytes]], T]
+    ) -> T | None:
+        """What ``work`` makes of bytes of stored pieces, in the thread that reads them.
+
+        Returns:
+            None if the store lacks one of them.
+        """
+        store = self._engine.store
+        parts = [(piece.key, offset, length) for piece, offset, length in wanted]
+        result = await store.load_for(parts, work, self._engine.provers)
+        if result is not None:
+            self._counters.cache_hits += len(wanted)
+        return result
+
+    def has(self, wanted: Sequence[tuple[Piece, int, int]]) -> bool:
+        """Whether the store seems to have pieces."""
+        return all(self._engine.store.contains(piece.key) for piece, _, _ in wanted)
 
     async def _stored(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes | None]:
         """What the store has, None where it has nothing.
@@ -172,13 +193,13 @@ class PieceFetcher:
                         found[index] = store.read_nowait(piece.key, offset, length)
                     except BlockingIOError:
                         if index not in waited:
-                            on_disk.append(index)
+                            on_disk.append((index, (piece.key, offset, length)))
             if not on_disk:
                 return found
-            waited.update(on_disk)
-            for index in on_disk:
-                piece, offset, length = wanted[index]
-                found[index] = await store.load(piece.key, offset, length)
+            loaded = await store.load([part for _, part in on_disk])
+            for (index, _), data in zip(on_disk, loaded, strict=True):
+                waited.add(index)
+                found[index] = data
 
     def begin(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
         """Begin to fetch missing pieces that nobody is fetching yet; returns at once.
@@ -249,24 +270,11 @@ class PieceFetcher:
                     self._start(rest, background=not hurried)
 
     def want(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
-        """Begin to fetch those of ``pieces`` that the store lacks; returns at once.
-
-        In the background, the disk is also told which of the others will be read.
-        """
-        wanted = list(pieces)
-        missing = [piece for piece in wanted if not self._engine.store.contains(piece.key)]
+        """Begin to fetch those of ``pieces`` that the store lacks; returns at once."""
+        missing = [piece for piece in pieces if not self._engine.store.contains(piece.key)]
         self.begin(missing, background=background)
         if not background:
             self._hurry(missing)
-        elif len(missing) < len(wanted):
-            keys = {piece.key for piece in wanted} - {piece.key for piece in missing}
-            self._engine.nursery.start_soon(self._expect, keys)
-
-    async def _expect(self, keys: Iterable[ChunkKey]) -> None:
-        try:
-            await self._engine.store.expect(keys)
-        except Exception:
-            log.exception("%s: internal error while reading ahead", self._name)
 
     async def have(self, pieces: Sequence[Piece]) -> None:
         """Fetch those of ``pieces`` that the store lacks, in the background.

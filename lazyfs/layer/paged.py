@@ -161,8 +161,7 @@ class PagedReader(ABC):
     async def _noted(self, offset: int, length: int) -> bytes:
         """Proven bytes for a reader; that he wanted them goes into the recording."""
         self._note(offset, length)
-        data = self.proven_nowait(offset, length)
-        return await self.read_proven(offset, length) if data is None else data
+        return await self.read_proven(offset, length)
 
     def _note(self, offset: int, length: int) -> None:
         if self.counters.touched is not None:

@@ -135,12 +135,39 @@ class VerityLayer(StoredLayer):
         by_tree = macs is None or granules != span
         if by_tree:
             self._hashes.begin(*blocks)
+        if macs is None and span.length > AT_ONCE_BYTES:
+            stored = await self._stored_and_right(span, granules)
+            if stored is not None:
+                return _cut(stored, span, offset, length)
         data = await self._stored(*span)
         if by_tree:
             await self._hashes.ensure(*blocks)
         if macs is None or not self._is_known(span, granules, data, macs):
             data = await self._proven_by_tree(span, data)
         return _cut(data, span, offset, length)
+
+    async def _stored_and_right(self, span: ByteRange, granules: ByteRange) -> bytes | None:
+        """What the store has of whole blocks, read and held against the tree in one thread.
+
+        Returns:
+            None if some of it is missing or wrong.
+        """
+        parts = self._chunks.over(*span)
+        if not self._fetcher.has(parts):
+            return None
+        blocks = self._blocks(span)
+        await self._hashes.ensure(*blocks)
+        wanted = self._hashes.tree.digests(*blocks)
+
+        def prove(found: Sequence[bytes]) -> tuple[bytes, bytes | None]:
+            data = _joined(found)
+            return data, self._macs_if_right(span, granules, data, wanted)
+
+        data, macs = await self._fetcher.prove(parts, prove) or (b"", None)
+        if macs is None:
+            return None
+        self._remember(granules, macs)
+        return data
 
     async def _proven_by_tree(self, span: ByteRange, data: bytes) -> bytes:
         """Bytes of whole blocks that stand the proof; fetched anew if ``data`` does not."""

@@ -125,7 +125,7 @@ class WholeLayer(PagedReader):
         content = hashlib.new(proof.algorithm)
         for index, digest in enumerate(digests):
             length = min(CHUNK_BYTES, size - index * CHUNK_BYTES)
-            chunk = await self._engine.store.load(chunk_key(digest), 0, length)
+            (chunk,) = await self._engine.store.load([(chunk_key(digest), 0, length)])
             if chunk is None:
                 return False
             # The digest as well: what is read later is proven by it alone.
@@ -214,7 +214,7 @@ class WholeLayer(PagedReader):
         """A chunk that the store has; a rotten one is dropped."""
         digest = self._digests[index]
         length = min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
-        data = await self._engine.store.load(chunk_key(digest), 0, length)
+        (data,) = await self._engine.store.load([(chunk_key(digest), 0, length)])
         if data is None:
             return None
         found = await trio.to_thread.run_sync(_sha512, data)

@@ -16,6 +16,7 @@ import trio
 import cache.chunkfiles
 import cache.folder
 import cache.ledger
+import cache.pace
 from cache.chunkfiles import ChunkFiles
 from cache.directory import DirectoryStore
 from cache.errors import CacheOpenError, CacheWriteError, StoreFullError
@@ -500,13 +501,29 @@ async def test_what_is_on_disk_only_is_not_waited_for_in_place(tmp_path: Path, m
         await store.put(chunk_key(1), data)
         with pytest.raises(BlockingIOError):
             store.read_nowait(chunk_key(1), 0, 100)
-        assert await store.load(chunk_key(1), 0, len(data)) == data
+        assert await store.load([(chunk_key(1), 0, len(data))]) == [data]
         with pytest.raises(BlockingIOError):
             store.read_nowait(chunk_key(1), 0, len(data))
         with pytest.raises(BlockingIOError):
             store.read_nowait(chunk_key(1), 0, 100)  # the pace is that of small reads
         assert store.read_nowait(chunk_key(2), 0, 100) is None
         assert store.read_nowait(chunk_key(1), 0, len(data) + 1) is None
+
+
+async def test_the_pace_is_that_of_what_was_not_at_hand(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(cache.chunkfiles, "_is_at_hand", lambda *_: False)
+    monkeypatch.setattr(cache.chunkfiles, "AT_HAND_S", 1000.0)
+    monkeypatch.setattr(cache.pace, "QUICK_S", 1000.0)
+    data = chunk_data(1)
+    part = (chunk_key(1), 0, len(data))
+    with await DirectoryStore.open(tmp_path / "store", None) as store:
+        await store.put(chunk_key(1), data)
+        assert store.read(*part) == data
+        assert await store.load_for([part], list, trio.CapacityLimiter(1)) == [data]
+        with pytest.raises(BlockingIOError):  # these may have been in memory
+            store.read_nowait(*part)
+        assert await store.load([part]) == [data]
+        assert store.read_nowait(*part) == data
 
 
 async def test_pages_that_the_kernel_has_dropped_are_read_again(tmp_path: Path):
@@ -521,7 +538,7 @@ async def test_pages_that_the_kernel_has_dropped_are_read_again(tmp_path: Path):
                 try:
                     found = store.read_nowait(chunk_key(1), 4096, 100_000)
                 except BlockingIOError:
-                    found = await store.load(chunk_key(1), 4096, 100_000)
+                    (found,) = await store.load([(chunk_key(1), 4096, 100_000)])
                 assert found == data[4096:104_096]
         finally:
             os.close(descriptor)

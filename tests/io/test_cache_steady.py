@@ -185,8 +185,16 @@ async def test_a_read_only_disk_is_read_and_not_written(disk: Path, caplog):
         assert wrong(store, range(1, 4)) == []
         await store.discard(chunk_key(2))
         assert wrong(store, range(1, 4)) == [2], "what is rotten is not read again"
+        data = [chunk_data(number, BIG) for number in range(1, 4)]
+        whole = [(chunk_key(number), 0, len(chunk)) for number, chunk in enumerate(data, 1)]
+        assert await store.load(whole) == [data[0], None, data[2]]
         await put_big(store, 2)
         assert wrong(store, range(1, 4)) == []
+        assert await store.load(whole) == data
+        limiter = trio.CapacityLimiter(1)
+        for part, wanted in zip(whole, data, strict=True):  # from the disk, from memory
+            assert await store.load_for([part], b"".join, limiter) == wanted
+        assert await store.load_for(whole, b"".join, limiter) is None
         await store.look()
         assert "Read-only" in (store.problem or "")
         subprocess.run(["mount", "-o", "remount,rw", disk], check=True)

@@ -3,6 +3,8 @@
 import dataclasses
 import shutil
 import tempfile
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -52,19 +54,51 @@ async def test_all_ways_to_read_agree(kind: str, tmp_path: Path):
     await store.put(chunk_key(1), data)
     for offset, length in ((0, len(data)), (17, 100), (len(data), 0), (0, len(data) + 1)):
         wanted = None if offset + length > len(data) else data[offset : offset + length]
-        assert await store.load(chunk_key(1), offset, length) == wanted
+        assert await store.load([(chunk_key(1), offset, length)]) == [wanted]
         assert store.read_nowait(chunk_key(1), offset, length) == wanted
-    assert await store.load(chunk_key(2), 0, 1) is None
+    assert await store.load([(chunk_key(2), 0, 1)]) == [None]
     assert store.read_nowait(chunk_key(2), 0, 1) is None
 
 
-async def test_to_expect_chunks_changes_nothing(kind: str, tmp_path: Path):
+async def test_several_parts_are_loaded_together(kind: str, tmp_path: Path):
     store = await open_store(kind, tmp_path)
-    data = chunk_data(1)
-    await store.put(chunk_key(1), data)
-    await store.expect([chunk_key(1), chunk_key(2)])
-    assert await store.load(chunk_key(1), 0, len(data)) == data
-    assert not store.contains(chunk_key(2))
+    one, three = chunk_data(1, blocks=40), chunk_data(3)
+    await store.put(chunk_key(1), one)
+    await store.put(chunk_key(3), three)
+    parts = [
+        (chunk_key(3), 5, 10),
+        (chunk_key(2), 0, 1),
+        (chunk_key(1), 100, 100_000),
+        (chunk_key(3), 0, len(three) + 1),
+    ]
+    assert await store.load(parts) == [three[5:15], None, one[100:100_100], None]
+    assert await store.load([]) == []
+
+
+async def test_work_is_done_on_parts_in_another_thread_if_all_are_there(kind: str, tmp_path: Path):
+    store = await open_store(kind, tmp_path)
+    one, two = chunk_data(1, blocks=40), chunk_data(2)
+    await store.put(chunk_key(1), one)
+    await store.put(chunk_key(2), two)
+    limiter = trio.CapacityLimiter(1)
+    here = threading.get_ident()
+
+    def joined(found: Sequence[bytes]) -> bytes:
+        assert threading.get_ident() != here
+        assert limiter.borrowed_tokens == 1
+        return b"".join(found)
+
+    parts = [(chunk_key(2), 1, 10), (chunk_key(1), 0, len(one))]
+    assert await store.load_for(parts, joined, limiter) == two[1:11] + one
+    for gone in ((chunk_key(3), 0, 1), (chunk_key(2), 0, len(two) + 1)):
+        assert await store.load_for([*parts, gone], joined, limiter) is None
+
+    def fail(found: Sequence[bytes]) -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await store.load_for(parts, fail, limiter)
+    assert not limiter.borrowed_tokens
 
 
 async def test_absent_and_short_are_none_and_never_partial(kind: str, tmp_path: Path):

@@ -1,7 +1,7 @@
 """Whatever its form and wherever its chunks are: a layer gives the bytes of its image."""
 
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -9,10 +9,8 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import wait_all_tasks_blocked
 
 from cache.directory import DirectoryStore
-from cache.key import ChunkKey
 from cache.memory import MemoryStore
 from cache.store import ChunkStore
 from lazyfs.errors import TruncatedRecordError
@@ -196,22 +194,3 @@ async def test_small_reads_are_remembered_by_whole_pages():
         assert opened.reader.read_nowait(3 * PAGE_BYTES, 4) == layer.image[-100:-96]  # stored
         assert opened.reader.read_nowait(3 * PAGE_BYTES, 100) == layer.image[-100:]
         assert opened.reader.read_nowait(3 * PAGE_BYTES, 101) is None  # passes the end
-
-
-async def test_the_disk_is_asked_ahead_of_who_reads_in_order(monkeypatch):
-    asked: list[ChunkKey] = []
-
-    async def expect(keys: Iterable[ChunkKey]) -> None:
-        asked.extend(keys)
-
-    async with rigged() as rig:
-        monkeypatch.setattr(rig.store, "expect", expect)
-        layer = build.seekable(noise(8 << 18), chunk=1 << 18)
-        opened = await rig.open(layer, VerifyMode("fetch"))
-        await opened.expect_all()
-        assert asked == []
-        for start in range(0, 1 << 20, 1 << 17):
-            await opened.expect(start, 1 << 17)
-        await wait_all_tasks_blocked()
-        assert len(asked) == len(set(asked)) >= 2
-        assert set(asked) <= {opened.key(chunk) for chunk in range(1, 8)}
