@@ -29,7 +29,14 @@ from lazyfs.mount import roles
 from lazyfs.mount.answering import answer_all
 from lazyfs.mount.control import short_address
 from lazyfs.mount.keeper import Keeper
-from lazyfs.mount.kerneldriver import Driver, KernelDriverError, choose, stack
+from lazyfs.mount.kerneldriver import (
+    Driver,
+    KernelDriverError,
+    Stacker,
+    choose,
+    stack,
+    stacker_ahead,
+)
 from lazyfs.mount.life import SIGNALS, Custody, End, Life
 from lazyfs.mount.mountedimage import ImageOpener, MountedImage
 from lazyfs.mount.options import AUTO, FUSE, KERNEL
@@ -77,8 +84,9 @@ async def serve_mount(
             nursery.start_soon(life.end_on_signal, signals, nursery.cancel_scope)
             nursery.start_soon(_reassure, life.keeper)
             nursery.start_soon(_give_back)
-            async with open_image(request.image, life.options) as image:
-                await _serve_image(life, image, on_ready)
+            with stacker_ahead(life.options) as life.stacker:
+                async with open_image(request.image, life.options) as image:
+                    await _serve_image(life, image, on_ready)
             nursery.cancel_scope.cancel()
     return life.end
 
@@ -108,6 +116,8 @@ async def _serve_by(
     request = life.request
     life.driven_by(*driver)
     files = image.layer_files if driver.name == KERNEL else None
+    if life.stacker is not None and files is None:
+        life.stacker.end()
     operations = ImageOperations(
         image.tree if files is None else files.tree,
         request.options.timeout_s,
@@ -247,7 +257,8 @@ def _attach(life: Life, image: MountedImage, files: LayerFiles | None) -> _Attac
         life.device = connection.descriptor
 
         async def finish() -> None:
-            life.on_loops(await stack(request, choice, files, folder_mount))
+            stacker = life.stacker or Stacker()
+            life.on_loops(await stack(stacker, request, choice, files, folder_mount))
             life.made(image.pin, *_keep(life, connection))
 
         return _Attachment(connection.descriptor, finish)

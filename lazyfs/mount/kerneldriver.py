@@ -6,8 +6,12 @@
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +37,59 @@ log = logging.getLogger(__name__)
 
 class KernelDriverError(MountError):
     """The kernel does not mount the image; FUSE may."""
+
+
+class Stacker:
+    """The process that puts layers together; it may start up while there are none yet."""
+
+    def __init__(self) -> None:
+        """Start it.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self._at_work = False
+        self._line, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                STACKER_COMMAND,
+                stdin=theirs.fileno(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd="/",
+            )
+
+    def work(self, wanted: StackRequest, folder_mount: int) -> tuple[int, bytes, bytes]:
+        """Have it do its work (blocks): exit status, what it prints, what it says went wrong.
+
+        Raises:
+            OSError: it has died.
+        """
+        self._at_work = True
+        with self._line:
+            socket.send_fds(self._line, [wanted.to_json().encode()], [folder_mount])
+        printed, said = self._process.communicate()
+        return self._process.returncode, printed, said
+
+    def end(self) -> None:
+        """Make sure that it ends."""
+        self._line.close()
+        self._process.kill()
+        if not self._at_work and self._process.returncode is None:
+            self._process.communicate()  # at work it may wait for an answer of ours: not for that
+
+
+@contextmanager
+def stacker_ahead(options: MountOptions) -> Iterator[Stacker | None]:
+    """The process that will put the layers together, if they may be; it ends with the block."""
+    stacker = None
+    if options.driver != FUSE and os.geteuid() == 0 and not options.layers and not options.pin:
+        stacker = Stacker()
+    try:
+        yield stacker
+    finally:
+        if stacker is not None:
+            stacker.end()
 
 
 class Driver(NamedTuple):
@@ -76,11 +133,16 @@ def _obstacle(options: MountOptions, image: MountedImage) -> str | None:
 
 
 async def stack(
-    request: MountRequest, choice: MountChoice, files: LayerFiles, folder_mount: int
+    stacker: Stacker,
+    request: MountRequest,
+    choice: MountChoice,
+    files: LayerFiles,
+    folder_mount: int,
 ) -> dict[str, str]:
     """Have the kernel put the layers together on the mountpoint; the daemon serves meanwhile.
 
     Args:
+        stacker: does it.
         request: where.
         choice: how.
         files: what the daemon serves.
@@ -93,7 +155,6 @@ async def stack(
         KernelDriverError: it does not; nothing is left of it.
     """
     wanted = StackRequest(
-        folder_mount=folder_mount,
         workshop=os.fspath(request.folder.path),
         layers=files.names,
         source=choice.fsname,
@@ -107,24 +168,20 @@ async def stack(
     timeout_s = request.options.timeout_s
     try:
         with trio.fail_after(2 * timeout_s if timeout_s else float("inf")):
-            done = await trio.run_process(
-                [*STACKER_COMMAND, wanted.to_json()],
-                capture_stdout=True,
-                capture_stderr=True,
-                check=False,
-                cwd="/",
-                pass_fds=(folder_mount,),
+            status, printed, said = await trio.to_thread.run_sync(
+                partial(stacker.work, wanted, folder_mount), abandon_on_cancel=True
             )
     except trio.TooSlowError:
         raise KernelDriverError("the kernel did not mount the layers in time") from None
-    except (OSError, subprocess.SubprocessError) as error:
+    except OSError as error:
         raise KernelDriverError(f"the layers could not be mounted: {error}") from error
     finally:
+        stacker.end()
         os.close(folder_mount)
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        why = said[-1] if said else f"status {done.returncode}"
+    if status:
+        lines = said.decode(errors="replace").strip().splitlines()
+        why = lines[-1] if lines else f"status {status}"
         raise KernelDriverError(f"the kernel does not mount the layers: {why}")
     log.info("the kernel has mounted %d layers", len(files.names))
-    loops: dict[str, str] = json.loads(done.stdout)
+    loops: dict[str, str] = json.loads(printed)
     return loops

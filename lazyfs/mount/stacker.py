@@ -6,7 +6,8 @@ nobody else ever sees the parts. Only the finished tree is put on the mountpoint
 process ends the namespace goes, and what is left is held by that tree alone: taking it down
 takes all down, by whomever and in whatever way.
 
-Run as a file with one argument, a ``StackRequest`` in JSON. Exit status 0: done, and standard
+Run as a file with a socket for standard input, by which a ``StackRequest`` in JSON and the
+descriptor come, or nothing: then it is not needed after all. Exit status 0: done, and standard
 output has what ``stack`` returns. Otherwise the last line on standard error says why. Free of
 imports that cost time.
 """
@@ -17,6 +18,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import struct
 import sys
 from dataclasses import asdict, dataclass
@@ -36,6 +38,7 @@ LO_FLAGS_READ_ONLY, LO_FLAGS_AUTOCLEAR = 1, 4
 LOOP_CONFIG = struct.Struct("=II52xI176x64x")
 """``struct loop_config``: fd, block size, and of ``loop_info64`` the flags (linux/loop.h)."""
 MAX_LOOP_TRIES = 64
+MAX_REQUEST_BYTES = 1 << 20
 
 FILES = "files"
 """Where the FUSE mount is, in our namespace."""
@@ -47,8 +50,6 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class StackRequest:
     """What to put together where."""
 
-    folder_mount: int
-    """Descriptor of the FUSE mount with the layer files."""
     workshop: str
     """A directory that our namespace may cover."""
     layers: list[list[str]]
@@ -119,8 +120,12 @@ class LoopDevices:
         raise OSError(errno.EBUSY, "no loop device is free")
 
 
-def stack(request: StackRequest) -> dict[str, str]:
+def stack(request: StackRequest, folder_mount: int) -> dict[str, str]:
     """Make the tree and put it on its mountpoint.
+
+    Args:
+        request: of what, and where.
+        folder_mount: descriptor of the FUSE mount with the layer files.
 
     Returns:
         The loop devices that were needed, by the names of the layer files.
@@ -135,7 +140,7 @@ def stack(request: StackRequest) -> dict[str, str]:
         attach(scratch.mount(0), request.workshop)
     os.chdir(request.workshop)
     os.mkdir(FILES)  # noqa: PTH102
-    attach(request.folder_mount, f"{request.workshop}/{FILES}")
+    attach(folder_mount, f"{request.workshop}/{FILES}")
     # Before files are opened: they take over what holds then.
     _read_ahead(os.stat(FILES), request.read_ahead_kb)  # noqa: PTH116
     with LoopDevices() as loops:
@@ -203,10 +208,22 @@ def _check(result: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
+def _receive() -> tuple[bytes, list[int]]:
+    """What was sent to standard input, with descriptors; empty: nobody needs us."""
+    with socket.socket(fileno=0) as line:
+        text, descriptors, _, _ = socket.recv_fds(line, MAX_REQUEST_BYTES, 1)
+        while more := line.recv(MAX_REQUEST_BYTES):
+            text += more
+    return text, descriptors
+
+
 def main() -> int:
-    """Do what the argument says."""
+    """Do what is asked for at standard input."""
+    text, descriptors = _receive()
+    if not descriptors:
+        return 0
     try:
-        print(json.dumps(stack(StackRequest.from_json(sys.argv[1]))))  # noqa: T201 - likewise
+        print(json.dumps(stack(StackRequest.from_json(text.decode()), *descriptors)))  # noqa: T201 - likewise
     except OSError as error:
         print(error.strerror or error, file=sys.stderr)  # noqa: T201 - that is our answer
         return 1
