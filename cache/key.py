@@ -26,7 +26,7 @@ class ChunkKey(NamedTuple):
     form: str
     """What is stored under the digest.
 
-    ``data``: the decompressed chunk; ``frame``: the bytes as they lie in the blob; ``hash-<n>``:
+    ``data``: the decompressed chunk; ``frame``: the bytes as they lie in the blob; ``tree-<n>``:
     the n-th piece of a dm-verity tree. A word of letters, optionally with a number.
     """
 

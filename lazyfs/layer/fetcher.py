@@ -32,7 +32,7 @@ from lazyfs.interfaces import BlobSource
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.engine import Engine
 from lazyfs.layer.failures import Failure, failure_of
-from lazyfs.layer.piece import Piece, cut
+from lazyfs.layer.piece import Piece, as_it_is, cut
 from lazyfs.layer.turns import Answer, Turn
 from lazyfs.model import ByteRange
 from registry.retry import ask_again
@@ -447,10 +447,13 @@ class PieceFetcher:
             await self._engine.keep(piece.key, stored)
 
     async def _take_in(self, piece: Piece, data: bytes) -> bytes:
+        if piece.take_in is as_it_is:
+            return data
         liars: list[str] = []
         while True:
             try:
-                return await self._in_thread(piece, data)
+                workers = self._engine.workers
+                return await trio.to_thread.run_sync(piece.take_in, data, limiter=workers)
             except (VerificationError, ImageFormatError) as error:  # without digest, the latter
                 self._counters.verification_failures += 1
                 liars.append(self._source.distrust(piece.where))
@@ -459,9 +462,6 @@ class PieceFetcher:
                 how = f"verification failed ({liars[-1]} gave it), asking once more"
                 self._report(how, piece, error, "chunk_refetched", liars[-1])
             data = await self._source.fetch(piece.where)
-
-    async def _in_thread(self, piece: Piece, data: bytes) -> bytes:
-        return await trio.to_thread.run_sync(piece.take_in, data, limiter=self._engine.workers)
 
     def blame(self, piece: Piece, error: VerificationError, liars: list[str]) -> None:
         """Report who gave a piece that does not stand the proof though it was fetched anew.

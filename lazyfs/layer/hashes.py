@@ -7,32 +7,64 @@ taken from there: the store is not trusted.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from cache.key import ChunkKey
 from lazyfs.errors import HashBlockMismatchError
 from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.fetcher import PieceFetcher
 from lazyfs.layer.metadata import VerityMetadata
-from lazyfs.layer.piece import Piece
+from lazyfs.layer.piece import Piece, as_it_is
 from lazyfs.model import ByteRange
+from lazyfs.verity.geometry import geometry
 from lazyfs.verity.leaves import LeafMemory
 from lazyfs.verity.params import VerityParams
 
-PIECE_BYTES = 16 << 10
-"""Hash blocks are stored in this unit; with SHA-512 it proves 1 MiB of data."""
+PIECE_BYTES = 8 << 10
+"""Hash blocks are stored in this unit; with SHA-512 it proves 512 KiB of data: a chunk."""
 
-PIECES_AT_ONCE = 4
+PIECES_AT_ONCE = 8
 """So many are fetched together for a reader, who is likely to read on near by."""
 
 
-def piece_size(params: VerityParams) -> int:
-    """Bytes of each stored piece of a tree that has a place of its own in the blob."""
-    return max(PIECE_BYTES, params.hash_block_size_bytes)
+class Cuts(NamedTuple):
+    """How a tree that has a place of its own in the blob is cut into the pieces that are stored.
+
+    The first leaf begins a piece, so that an aligned chunk needs no more of them than it must.
+    """
+
+    piece_bytes: int
+    shift_bytes: int
+    """So much shorter the first piece is."""
+    payload_bytes: int
+
+    @classmethod
+    def of(cls, params: VerityParams) -> "Cuts":
+        """The cuts of a tree of that shape."""
+        tree = geometry(params)
+        size = max(PIECE_BYTES, params.hash_block_size_bytes)
+        first_leaf = tree.levels[0].first_block if tree.levels else 0
+        return cls(size, -first_leaf * tree.block_size_bytes % size, tree.payload_size_bytes)
+
+    @property
+    def pieces(self) -> int:
+        """How many there are."""
+        return self.number(self.payload_bytes - 1) + 1
+
+    def number(self, offset: int) -> int:
+        """The piece that has a byte of the payload."""
+        return (offset + self.shift_bytes) // self.piece_bytes
+
+    def where(self, number: int) -> ByteRange:
+        """A piece's place in the payload."""
+        start = number * self.piece_bytes - self.shift_bytes
+        first = max(0, start)
+        return ByteRange(first, min(start + self.piece_bytes, self.payload_bytes) - first)
 
 
 def piece_key(params: VerityParams, root_digest: bytes, number: int) -> ChunkKey:
-    """What names such a piece in the store."""
-    return ChunkKey(params.algorithm, root_digest.hex(), f"hash-{number}")
+    """What names such a piece in the store; ``hash-`` once named larger ones."""
+    return ChunkKey(params.algorithm, root_digest.hex(), f"tree-{number}")
 
 
 class HashPieces:
@@ -61,13 +93,19 @@ class HashPieces:
         self._payload = verity.payload
         self._chunks = chunks if verity.in_content else None
         self._fetcher = fetcher
-        self._piece_bytes = piece_size(self.tree.params)
+        self._cuts = Cuts.of(self.tree.params)
 
-    def begin(self, first_block: int, count: int) -> None:
-        """Begin to fetch the hash blocks that those data blocks will need, and their neighbours."""
+    def begin(self, first_block: int, count: int, *, exactly: bool = False) -> None:
+        """Begin to fetch the hash blocks that those data blocks will need, and their neighbours.
+
+        Args:
+            first_block: of the data.
+            count: of data blocks.
+            exactly: without neighbours.
+        """
         missing = self.tree.missing(first_block, count)
         if missing:
-            self._want(self._numbers(missing, PIECES_AT_ONCE))
+            self._want(self._numbers(missing, 1 if exactly else PIECES_AT_ONCE))
 
     def begin_exactly(self, spans: Iterable[tuple[int, int]]) -> None:
         """Begin to fetch the hash blocks that several spans of data blocks will need, no more."""
@@ -110,7 +148,7 @@ class HashPieces:
     def _mismatch(self, number: int, data: bytes) -> HashBlockMismatchError | None:
         """Give a piece to the tree, or say what is wrong with it."""
         try:
-            self.tree.add(self._where(number), data)
+            self.tree.add(self._cuts.where(number), data)
         except HashBlockMismatchError as error:
             return error
         return None
@@ -122,28 +160,19 @@ class HashPieces:
             missing: the ranges.
             at_once: pieces; where one of so many is among them, all are.
         """
-        unit = at_once * self._piece_bytes
-        count = -(-self.tree.payload_size_bytes // self._piece_bytes)
+        count = self._cuts.pieces
         numbers: set[int] = set()
         for where in missing:
-            first, end = where.offset // unit * at_once, -(-where.end // unit) * at_once
-            numbers.update(range(first, min(end, count)))
+            first = self._cuts.number(where.offset) // at_once
+            last = self._cuts.number(where.end - 1) // at_once
+            numbers.update(range(first * at_once, min((last + 1) * at_once, count)))
         return sorted(numbers)
-
-    def _where(self, number: int) -> ByteRange:
-        start = number * self._piece_bytes
-        return ByteRange(start, min(self._piece_bytes, self.tree.payload_size_bytes - start))
 
     def _places(self, number: int) -> list[tuple[Piece, int, int]]:
         """Where a unit of the payload is stored: pieces, with offset and length in each."""
-        where = self._where(number)
+        where = self._cuts.where(number)
         in_whole = ByteRange(self._payload.offset + where.offset, where.length)
         if self._chunks is not None:
             return self._chunks.over(*in_whole)
         key = piece_key(self.tree.params, self._root_digest, number)
-        return [(Piece(key, in_whole, f"hash blocks {number}", _as_it_is), 0, where.length)]
-
-
-def _as_it_is(data: bytes) -> bytes:
-    """Hash blocks are proven by the tree, which knows their parents, not on arrival."""
-    return data
+        return [(Piece(key, in_whole, f"hash blocks {number}", as_it_is), 0, where.length)]

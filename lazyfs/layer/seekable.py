@@ -134,7 +134,7 @@ class VerityLayer(StoredLayer):
         macs = self._known(granules)
         by_tree = macs is None or granules != span
         if by_tree:
-            self._hashes.begin(*blocks)
+            self._hashes.begin(*blocks, exactly=self._is_foreseen())
         if macs is None and span.length > AT_ONCE_BYTES:
             stored = await self._stored_and_right(span, granules)
             if stored is not None:
@@ -255,8 +255,13 @@ class VerityLayer(StoredLayer):
 
     def begin(self, offset: int, length: int, *, background: bool = False) -> None:
         """See ``PagedReader.begin``; the hash blocks too."""
-        self._hashes.begin(*self._blocks(self._span(offset, length)))
+        blocks = self._blocks(self._span(offset, length))
+        self._hashes.begin(*blocks, exactly=self._is_foreseen())
         super().begin(offset, length, background=background)
+
+    def _is_foreseen(self) -> bool:
+        """Whether what readers want comes anyway, with the hash blocks for it."""
+        return self.ahead is not None and bool(self.ahead.coming)
 
     async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``; the hash blocks too."""

@@ -24,7 +24,7 @@ from lazyfs.layer.blockproof import BlockProof
 from lazyfs.layer.chunks import Chunks
 from lazyfs.layer.contentfile import ContentFile
 from lazyfs.layer.counters import LayerCounters
-from lazyfs.layer.hashes import piece_key, piece_size
+from lazyfs.layer.hashes import Cuts, piece_key
 from lazyfs.layer.metadata import LayerMetadata, VerityMetadata, fetch_metadata
 from lazyfs.layer.source import RegistrySource
 from lazyfs.layer.whole import CHUNK_BYTES, chunk_key, decode_note, note_name
@@ -333,17 +333,17 @@ class _KeptTree:
         if self._verity.in_content:
             self._collect_chunks()
         else:
-            self._collect_pieces(size)
+            self._collect_pieces()
         return self.proof.audit(self._broken)
 
-    def _collect_pieces(self, size: int) -> None:
-        step = piece_size(self._verity.params)
-        for number, start in enumerate(range(0, size, step)):
+    def _collect_pieces(self) -> None:
+        cuts = Cuts.of(self._verity.params)
+        for number in range(cuts.pieces):
             key = piece_key(self._verity.params, self._verity.root_digest, number)
-            where = ByteRange(start, min(step, size - start))
+            where = cuts.where(number)
             data = self._check.read(key, where.length, piece=number)
             if data is not None:
-                self._file.write(start, data, holes=False)
+                self._file.write(where.offset, data, holes=False)
                 self._units.append((where, key, {"piece": number}))
 
     def _collect_chunks(self) -> None:

@@ -274,10 +274,10 @@ async def test_rotten_hash_blocks_are_fetched_again(caplog):
     store = RottingStore(None)
     async with rigged(store) as rig:
         await (await rig.open(BIG)).expect_all()
-    pieces = store.keys("hash-")
+    pieces = store.keys("tree-")
     assert len(pieces) > 3
     for key in pieces:
-        store.rot(key, -1 if key.form == "hash-0" else 0)
+        store.rot(key, -1 if key.form == "tree-0" else 0)
     async with rigged(store) as rig:
         opened = await rig.open(BIG)
         async with trio.open_nursery() as nursery:

@@ -93,7 +93,7 @@ async def test_a_mac_needs_nothing_of_the_tree():
         assert isinstance(opened.reader, VerityLayer)
         opened.reader._hashes.tree._leaves = LeafMemory()
         opened.blob.down = True
-        for key in store.keys("hash-"):
+        for key in store.keys("tree-"):
             await store.discard(key)
         await opened.expect_all()
 

@@ -123,7 +123,7 @@ def test_pieces_of_the_tree(form: str, image: bytes, tmp_path: Path):
         digest = hashlib.sha256(layer.blob[last.offset : last.end]).hexdigest()
         (victim,) = [path for path in kept(cache, "data") if digest in path.name]
     else:
-        victim = kept(cache, "hash-*")[-1]
+        victim = kept(cache, "tree-*")[-1]
     flip(victim, victim.stat().st_size - 100)
     status, report = verify(layout.name, "--cache-dir", cache, "--repair")
     assert status == 1

@@ -1,0 +1,73 @@
+"""In which pieces a hash tree is fetched: no more of it than what is read needs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lazyfs.layer.hashes import PIECE_BYTES, Cuts
+from lazyfs.verity.geometry import geometry
+from lazyfs.verity.params import VerityParams
+from tests.support import layer_builder as build
+from tests.support.layer_builder import Layer
+from tests.support.layer_rig import Opened, RottingStore, noise, rigged
+
+CHUNK = 512 << 10
+SIZE = 48 * CHUNK
+
+
+def tree_of(data_blocks: int, hash_block: int = 4096, algorithm: str = "sha512") -> VerityParams:
+    return VerityParams(algorithm, 4096, hash_block, data_blocks, b"")
+
+
+@given(
+    data_blocks=st.integers(1, 1 << 20),
+    hash_block=st.sampled_from([512, 1024, 4096, 16384]),
+    algorithm=st.sampled_from(["sha256", "sha512"]),
+)
+def test_pieces_lie_side_by_side_and_make_the_whole(data_blocks, hash_block, algorithm):
+    params = tree_of(data_blocks, hash_block, algorithm)
+    cuts, tree = Cuts.of(params), geometry(params)
+    for number in {*range(min(cuts.pieces, 20)), cuts.pieces - 1}:
+        where = cuts.where(number)
+        assert where.length > 0
+        assert where.offset % hash_block == 0
+        assert cuts.number(where.offset) == cuts.number(where.end - 1) == number
+        assert where.offset == (cuts.where(number - 1).end if number else 0)
+    assert cuts.where(cuts.pieces - 1).end == tree.payload_size_bytes
+    if tree.levels:
+        leaf = tree.levels[0].first_block * hash_block
+        assert cuts.where(cuts.number(leaf)).offset == leaf or cuts.number(leaf) == 0
+
+
+@given(data_blocks=st.integers(129, 1 << 20), data=st.data())
+def test_an_aligned_chunk_is_proven_by_one_piece(data_blocks, data):
+    params = tree_of(data_blocks)
+    cuts, tree = Cuts.of(params), geometry(params)
+    leaves = tree.levels[0]
+    chunk = data.draw(st.integers(0, leaves.blocks // 2 - 1))
+    first = (leaves.first_block + 2 * chunk) * 4096
+    assert cuts.number(first) == cuts.number(first + PIECE_BYTES - 1)
+
+
+@pytest.fixture(scope="module")
+def layer() -> Layer:
+    return build.seekable(noise(SIZE), CHUNK)
+
+
+async def read_one(opened: Opened, store: RottingStore) -> int:
+    """Pieces of the tree that a read of a chunk brings."""
+    await opened.expect(40 * CHUNK, CHUNK)
+    return len(store.keys("tree-"))
+
+
+async def test_a_reader_gets_neighbours_unless_he_is_foreseen(layer: Layer):
+    counts = []
+    for foreseen in (False, True):
+        store = RottingStore()
+        async with rigged(store) as rig:
+            opened = await rig.open(layer)
+            ahead = opened.reader.ahead
+            assert ahead is not None
+            ahead.coming = {1} if foreseen else ()
+            counts.append(await read_one(opened, store))
+    assert counts == [8, 1]
