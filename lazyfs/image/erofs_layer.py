@@ -110,10 +110,19 @@ class ErofsLayer:
 
     async def inode(self, nid: Nid) -> Inode:
         """The decoded inode."""
-        inode = self._inodes.get(self._number, nid)
+        inode = self._inode_nowait(nid)
         if inode is None:
             inode = await self.run(self.image.inode(nid))
             self._inodes.put(self._number, nid, inode)
+        return inode
+
+    def _inode_nowait(self, nid: Nid) -> Inode | None:
+        """The decoded inode, if it is at hand."""
+        inode = self._inodes.get(self._number, nid)
+        if inode is None:
+            inode = self._run_nowait(self.image.inode(nid))
+            if inode is not None:
+                self._inodes.put(self._number, nid, inode)
         return inode
 
     async def lookup(self, directory: Nid, name: bytes) -> Entry:
@@ -145,13 +154,8 @@ class ErofsLayer:
         None if it is broken, or not at hand.
         """
         try:
-            found = self._inodes.get(self._number, nid)
-            if found is None:
-                found = self._run_nowait(self.image.inode(nid))
-                if found is None:
-                    return None
-                self._inodes.put(self._number, nid, found)
-            if not found.is_directory:
+            found = self._inode_nowait(nid)
+            if found is None or not found.is_directory:
                 return None
             parent = self._run_nowait(self.image.parent_nid(found))
             if parent is None:
