@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from itertools import groupby
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import trio
 
@@ -33,6 +33,7 @@ from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.engine import Engine
 from lazyfs.layer.failures import Failure, failure_of
 from lazyfs.layer.piece import Piece, as_it_is, cut
+from lazyfs.layer.runs import Fetch, Passing, Queued, Run, length_of
 from lazyfs.layer.turns import Answer, Turn
 from lazyfs.model import ByteRange
 from registry.retry import ask_again
@@ -52,36 +53,6 @@ _ROTTEN = "rotten in the cache or sent wrong, fetching it again"
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
-
-
-class _Fetch(NamedTuple):
-    """A piece on its way."""
-
-    piece: Piece
-    flight: Flight
-    rotten: bool = False
-    """What the store has of it is to be replaced, but not before the new bytes are there."""
-
-
-class _Passing(NamedTuple):
-    """A piece between others that comes along, though the store has it or somebody fetches it."""
-
-    piece: Piece
-
-
-_Run = list[_Fetch | _Passing]
-
-
-class _Queued(NamedTuple):
-    """A run that waits for its turn."""
-
-    run: _Run
-    turn: Turn
-
-
-def _length(run: _Run) -> int:
-    """Of the range of the blob that a run takes."""
-    return run[-1].piece.where.end - run[0].piece.where.offset
 
 
 def _nothing_between(gap: ByteRange) -> Sequence[Piece]:
@@ -110,7 +81,7 @@ class PieceFetcher:
         self._outages = 0
         self.between: Callable[[ByteRange], Sequence[Piece]] = _nothing_between
         """The pieces that fill a range of the blob exactly; none if there are no such."""
-        self._queued: dict[ChunkKey, _Queued] = {}
+        self._queued: dict[ChunkKey, Queued] = {}
         """Pieces that nobody waited for when their fetch was begun, and whose turn has not come."""
 
     async def read(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes]:
@@ -212,14 +183,14 @@ class PieceFetcher:
         line = self._engine.turns.line
         longest = line.run_bytes if background else RUN_BYTES
         gap = line.gap_bytes if background else 0
-        run: list[_Fetch | _Passing] = []
+        run: list[Fetch | Passing] = []
         for piece in sorted(pieces, key=lambda piece: piece.where):
             flight = self._engine.flights.claim(piece.key)
             if flight is None:
                 continue
             if run:
                 start, end = run[0].piece.where.offset, run[-1].piece.where.end
-                bridge: list[_Fetch | _Passing] = []
+                bridge: list[Fetch | Passing] = []
                 if piece.where.end - start <= longest and 0 < piece.where.offset - end <= gap:
                     bridge = self._bridge(ByteRange(end, piece.where.offset - end))
                     end = bridge[-1].piece.where.end if bridge else end
@@ -227,28 +198,28 @@ class PieceFetcher:
                     self._start(run, background=background)
                     run = []
                 run += bridge
-            run.append(_Fetch(piece, flight))
+            run.append(Fetch(piece, flight))
         if run:
             self._start(run, background=background)
 
-    def _bridge(self, gap: ByteRange) -> list[_Fetch | _Passing]:
+    def _bridge(self, gap: ByteRange) -> list[Fetch | Passing]:
         """The pieces in a gap, to be kept where the store lacks them."""
-        bridge: list[_Fetch | _Passing] = []
+        bridge: list[Fetch | Passing] = []
         for piece in self.between(gap):
             stored = self._engine.store.contains(piece.key)
             flight = None if stored else self._engine.flights.claim(piece.key)
-            bridge.append(_Passing(piece) if flight is None else _Fetch(piece, flight))
+            bridge.append(Passing(piece) if flight is None else Fetch(piece, flight))
         return bridge
 
-    def _start(self, run: _Run, *, background: bool) -> None:
+    def _start(self, run: Run, *, background: bool) -> None:
         turn: Turn | None = None
         if background:
-            turn = self._engine.turns.line_up(_length(run))
-            queued = _Queued(run, turn)
-            own = (fetch.piece.key for fetch in run if isinstance(fetch, _Fetch))
+            turn = self._engine.turns.line_up(length_of(run))
+            queued = Queued(run, turn)
+            own = (fetch.piece.key for fetch in run if isinstance(fetch, Fetch))
             self._queued.update(dict.fromkeys(own, queued))
         else:
-            self._engine.turns.asked(_length(run))
+            self._engine.turns.asked(length_of(run))
         self._engine.nursery.start_soon(self._fetch_run, run, turn)
 
     def _hurry(self, pieces: Iterable[Piece]) -> None:
@@ -266,7 +237,7 @@ class PieceFetcher:
                     del self._queued[fetch.piece.key]
             for hurried, part in groupby(run, lambda fetch: fetch.piece.key in wanted):
                 rest = list(part)
-                if any(isinstance(fetch, _Fetch) for fetch in rest):
+                if any(isinstance(fetch, Fetch) for fetch in rest):
                     self._start(rest, background=not hurried)
 
     def want(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
@@ -312,7 +283,7 @@ class PieceFetcher:
             if flight is not None:
                 self._counters.verification_failures += 1
                 self._report(_ROTTEN, piece, why, "chunk_rotten")
-                self._start([_Fetch(piece, flight, rotten=True)], background=False)
+                self._start([Fetch(piece, flight, rotten=True)], background=False)
             self._hurry([piece])
             flight = flights.flying(piece.key)
             data = await (flights.wait(piece.key) if flight is None else flight.outcome())
@@ -345,24 +316,24 @@ class PieceFetcher:
             self._hurry([piece])
             flight = flights.flying(piece.key)
 
-    async def _fetch_run(self, run: _Run, turn: Turn | None) -> None:
+    async def _fetch_run(self, run: Run, turn: Turn | None) -> None:
         """Fetch neighbouring pieces by one request; every flight ends here, well or not.
 
         Args:
             run: the pieces.
             turn: to be waited for; None: somebody waits for one of them.
         """
-        pending: dict[ChunkKey, _Fetch] = {}
+        pending: dict[ChunkKey, Fetch] = {}
         error: LazyfsError | None = None
         try:
             try:
                 if turn is not None:
                     await self._turn(run, turn)
             finally:  # now it cannot be taken apart any more
-                pending |= {fetch.piece.key: fetch for fetch in run if isinstance(fetch, _Fetch)}
+                pending |= {fetch.piece.key: fetch for fetch in run if isinstance(fetch, Fetch)}
             if not pending:
                 return  # others fetch it
-            with self._engine.turns.answer(_length(run)) as answer:
+            with self._engine.turns.answer(length_of(run)) as answer:
                 async with self._requests, self._engine.requests:
                     error = await self._receive_in_time(run, pending, answer)
         except Exception as bug:
@@ -376,7 +347,7 @@ class PieceFetcher:
                     else:
                         self._fail(fetch, error)
 
-    async def _turn(self, run: _Run, turn: Turn) -> None:
+    async def _turn(self, run: Run, turn: Turn) -> None:
         """Wait for the turn of a run, which may be taken apart meanwhile."""
         try:
             await self._engine.turns.wait(turn)
@@ -387,9 +358,9 @@ class PieceFetcher:
                     del self._queued[fetch.piece.key]
 
     async def _receive_in_time(
-        self, run: _Run, pending: dict[ChunkKey, _Fetch], answer: Answer
+        self, run: Run, pending: dict[ChunkKey, Fetch], answer: Answer
     ) -> LazyfsError | None:
-        length = _length(run)
+        length = length_of(run)
         timeout_s = self._engine.timeout_s
         deadline_s = timeout_s + length / SLOWEST_BYTES_PER_S if timeout_s else math.inf
         with trio.move_on_after(deadline_s):
@@ -399,7 +370,7 @@ class PieceFetcher:
         )
 
     async def _receive(
-        self, run: _Run, pending: dict[ChunkKey, _Fetch], answer: Answer
+        self, run: Run, pending: dict[ChunkKey, Fetch], answer: Answer
     ) -> LazyfsError | None:
         """Stream the pieces in; those taken in leave ``pending``."""
         answer.sent()
@@ -414,13 +385,13 @@ class PieceFetcher:
                 ):
                     async for data in cut(counted, lengths):
                         fetch = next(fetches)
-                        if isinstance(fetch, _Fetch):
+                        if isinstance(fetch, Fetch):
                             nursery.start_soon(self._land, pending, fetch, data)
             except SourceUnavailableError as error:
                 return error
         return None
 
-    async def _land(self, pending: dict[ChunkKey, _Fetch], fetch: _Fetch, data: bytes) -> None:
+    async def _land(self, pending: dict[ChunkKey, Fetch], fetch: Fetch, data: bytes) -> None:
         """Check, hand out and store one piece; on a mismatch ask once more.
 
         If there is no time left for that, the piece stays pending.
@@ -487,7 +458,7 @@ class PieceFetcher:
         except CacheError as error:
             log.warning("%s: %s stays in the cache: %s", self._name, piece.what, error)
 
-    def _fail(self, fetch: _Fetch, error: LazyfsError) -> None:
+    def _fail(self, fetch: Fetch, error: LazyfsError) -> None:
         self._counters.failed(error)
         gone = isinstance(error, SourceUnavailableError)
         if gone and self._gone:

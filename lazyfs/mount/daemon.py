@@ -84,40 +84,43 @@ async def serve_mount(
             nursery.start_soon(life.end_on_signal, signals, nursery.cancel_scope)
             nursery.start_soon(_reassure, life.keeper)
             nursery.start_soon(_give_back)
-            with stacker_ahead(life.options) as life.stacker:
+            with stacker_ahead(life.options) as stacker:
                 async with open_image(request.image, life.options) as image:
-                    await _serve_image(life, image, on_ready)
+                    await _serve_image(life, image, stacker, on_ready)
             nursery.cancel_scope.cancel()
     return life.end
 
 
-async def _serve_image(life: Life, image: MountedImage, on_ready: Callable[[], None]) -> None:
+async def _serve_image(
+    life: Life, image: MountedImage, stacker: Stacker | None, on_ready: Callable[[], None]
+) -> None:
     if life.taken_over:
         driver = Driver(life.state.driver or FUSE, life.state.driver_why or "")
     else:
         driver = choose(life.options, image)
     try:
-        await _serve_by(driver, life, image, on_ready)
+        await _serve_by(driver, life, image, stacker, on_ready)
     except Exception as error:
         failure = first_cause(error)
         if not isinstance(failure, KernelDriverError) or life.options.driver != AUTO:
             raise
         log.warning("%s; serving it by FUSE", failure)
         life.begin_anew()
-        await _serve_by(Driver(FUSE, str(failure)), life, image, on_ready)
+        await _serve_by(Driver(FUSE, str(failure)), life, image, None, on_ready)
 
 
 async def _serve_by(
     driver: Driver,
     life: Life,
     image: MountedImage,
+    stacker: Stacker | None,
     on_ready: Callable[[], None],
 ) -> None:
     request = life.request
     life.driven_by(*driver)
     files = image.layer_files if driver.name == KERNEL else None
-    if life.stacker is not None and files is None:
-        life.stacker.end()
+    if stacker is not None and files is None:
+        stacker.end()
     operations = ImageOperations(
         image.tree if files is None else files.tree,
         request.options.timeout_s,
@@ -158,7 +161,7 @@ async def _serve_by(
 
     scrapes = _open_metrics(life)
     with _listening(request.folder) as listener:
-        attached = _attach(life, image, files)
+        attached = _attach(life, image, files, stacker)
         server = Server(attached.device, operations)
         life.server = server
         life.end = End.OVER
@@ -236,7 +239,9 @@ class _Attachment:
     """What is to be done once it is served; then the mount is in its place."""
 
 
-def _attach(life: Life, image: MountedImage, files: LayerFiles | None) -> _Attachment:
+def _attach(
+    life: Life, image: MountedImage, files: LayerFiles | None, stacker: Stacker | None
+) -> _Attachment:
     """Mount, or take the mount over.
 
     Raises:
@@ -257,8 +262,8 @@ def _attach(life: Life, image: MountedImage, files: LayerFiles | None) -> _Attac
         life.device = connection.descriptor
 
         async def finish() -> None:
-            stacker = life.stacker or Stacker()
-            life.on_loops(await stack(stacker, request, choice, files, folder_mount))
+            done = await stack(stacker or Stacker(), request, choice, files, folder_mount)
+            life.on_loops(done)
             life.made(image.pin, *_keep(life, connection))
 
         return _Attachment(connection.descriptor, finish)

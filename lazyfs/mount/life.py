@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import trio
 
@@ -22,9 +21,6 @@ from lazyfs.mount.runtime import MountState
 from lazyfs.mount.service import descriptor_name
 from lazyfs.mount.supervision import ENDING_SIGNALS, HANDED_OVER, LOCAL, RESTART_SIGNAL
 from lazyfs.mount.unmount import detach
-
-if TYPE_CHECKING:
-    from lazyfs.mount.kerneldriver import Stacker
 
 SIGNALS = (*ENDING_SIGNALS, RESTART_SIGNAL)
 
@@ -70,8 +66,6 @@ class Life:
         self.end = End.UNBORN
         self.server: Server | None = None
         """While it serves."""
-        self.stacker: Stacker | None = None
-        """What will put the layers together for the kernel, if they will be."""
         self.device = custody.device
         """Descriptor of the mount, once there is one."""
         self.taken_over = custody.device is not None
