@@ -102,6 +102,8 @@ class Listings:
             await self._add_patiently(listing, wanted, entries, folders)
         else:
             await self._add(listing, wanted, entries, folders)
+        if listing.position <= position:  # there was no room
+            return ()
         return [
             Wanted(directory, listing.position, size, with_files),
             *[Wanted(folder, 0, size, with_files) for folder in folders],
@@ -121,9 +123,9 @@ class Listings:
         """
         with trio.CancelScope() as patience:
             try:
-                await self._add(listing, wanted, entries[:1], folders)
-                patience.deadline = trio.current_time() + self._patience_s
-                await self._add(listing, wanted, entries[1:], folders)
+                if await self._add(listing, wanted, entries[:1], folders):
+                    patience.deadline = trio.current_time() + self._patience_s
+                    await self._add(listing, wanted, entries[1:], folders)
             except Exception:
                 if listing.position <= POSITION_AFTER_DOTDOT:
                     raise
@@ -134,7 +136,7 @@ class Listings:
         wanted: Wanted,
         entries: Sequence[DirectoryEntry],
         folders: list[NodeId],
-    ) -> None:
+    ) -> bool:
         """Add entries to a listing, up to the first for which there is no room.
 
         Args:
@@ -142,6 +144,9 @@ class Listings:
             wanted: what it is to be.
             entries: of the directory.
             folders: get those that the kernel can go into without looking them up.
+
+        Returns:
+            Whether there was room for all.
         """
         directory, _, _, with_files = wanted
         with_folders = listing.plus and (with_files or not self._tree.grows)
@@ -151,12 +156,13 @@ class Listings:
             if file_type == stat.S_IFDIR:
                 if with_folders:
                     shown = await self._folder(directory, entry)
-                    if shown is not replies.NO_ENTRY:
-                        folders.append(node)
             elif with_files:
                 shown = await self._entry_if_sound(entry)
             if not listing.add(name, node, file_type, position + POSITION_AFTER_DOTDOT, shown):
-                break
+                return False
+            if file_type == stat.S_IFDIR and shown is not replies.NO_ENTRY:
+                folders.append(node)
+        return True
 
     async def _folder(self, directory: NodeId, entry: DirectoryEntry) -> bytes:
         """What a listing tells the kernel about a directory in it; nothing if it is not sound.

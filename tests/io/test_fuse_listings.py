@@ -137,6 +137,21 @@ async def test_a_walk_finds_them_made(tree: MemoryTree):
             position = entries[-1][1] if entries else 0
 
 
+@pytest.mark.parametrize("curious", [False, True])
+async def test_what_finds_no_room_is_not_passed_over(curious: bool):
+    tree = MemoryTree()
+    for name in ("a" * 255, "b"):
+        tree.add(name, stat.S_IFREG | 0o644)
+    listings = Listings(tree, 10)
+    if curious:
+        listings.curious.lists(7, ROOT_NODE)
+        listings.curious.looks_up(7, ROOT_NODE)
+    answer = bytes(await listings.with_attributes(ROOT_NODE, request(ROOT_NODE, 0, 7)))
+    assert len(answer) == 2 * 160
+    answer = bytes(await listings.with_attributes(ROOT_NODE, request(ROOT_NODE, 2, 7)))
+    assert [inode for inode, _, _ in entries_in(answer)] == [2, 3]
+
+
 async def test_a_tree_that_grows_is_listed_when_it_is_asked_for(tree: MemoryTree):
     tree.grows = True
     listings = Listings(tree, 10)
