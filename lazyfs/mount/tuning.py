@@ -8,6 +8,7 @@ import ctypes
 import logging
 import os
 import resource
+import sys
 from pathlib import Path
 
 READ_AHEAD_KB = 1024
@@ -17,6 +18,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT_BUFFER_BYTES = 4 << 20
 """Larger ones go back to the kernel at once, as ever."""
 KEPT_HEAP_BYTES = 8 << 20
+
+SWITCH_AFTER_S = 0.0005
+"""So long a thread keeps the interpreter's lock that another one wants; by default 5 ms."""
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +39,15 @@ def tune_allocator() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, KEPT_BUFFER_BYTES)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_HEAP_BYTES)
         libc.mallopt(M_ARENA_MAX, 1)
+
+
+def hand_over_sooner() -> None:
+    """Let the event loop have the interpreter's lock soon while threads hash.
+
+    These give it back for each block, and have taken it again before the loop's thread has woken
+    up: an answer that is ready would wait until all of the next one is hashed.
+    """
+    sys.setswitchinterval(SWITCH_AFTER_S)
 
 
 def give_back_freed_memory() -> None:

@@ -1,11 +1,11 @@
-"""The allocator of the daemon; Debian's C library tells how many heaps it has (malloc_info)."""
+"""What the daemon sets for itself; Debian's C library tells how many heaps it has (malloc_info)."""
 
 import subprocess
 import sys
 
 import trio
 
-from lazyfs.mount import daemon
+from lazyfs.mount import daemon, tuning
 
 THREADS = """
 import ctypes, sys, threading
@@ -39,6 +39,15 @@ def heaps(how: str) -> int:
 def test_threads_share_one_heap():
     assert heaps("tuned") == 1
     assert heaps("as it comes") > 1
+
+
+def test_threads_hand_over_sooner_than_by_default():
+    before_s = sys.getswitchinterval()
+    try:
+        tuning.hand_over_sooner()
+        assert 0 < sys.getswitchinterval() < before_s
+    finally:
+        sys.setswitchinterval(before_s)
 
 
 async def test_freed_memory_is_given_back_from_time_to_time(monkeypatch, autojump_clock):
