@@ -50,6 +50,10 @@ class Engine:
     """Descriptions of chunks."""
     provers: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(PROVERS))
     """Threads that hash what comes from the store."""
+    proving_readers: trio.CapacityLimiter = field(
+        default_factory=lambda: trio.CapacityLimiter(PROVERS)
+    )
+    """Threads that read it as well: a disk that hangs must not keep others from hashing."""
     macs: MacMemory = field(default_factory=MacMemory)
     """What was proven in this daemon's life."""
     decoded: Memo = field(default_factory=lambda: Memo(DECODED_BYTES))

@@ -138,7 +138,7 @@ class PieceFetcher:
         """
         store = self._engine.store
         parts = [(piece.key, offset, length) for piece, offset, length in wanted]
-        result = await store.load_for(parts, work, self._engine.provers)
+        result = await store.load_for(parts, work, self._engine.proving_readers)
         if result is not None:
             self._counters.cache_hits += len(wanted)
         return result
