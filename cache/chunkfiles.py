@@ -38,6 +38,7 @@ from cache.folder import (
     CHUNKS_NAME,
     LOCKS_NAME,
     TEMPORARY_NAME,
+    is_at_hand,
     make_folder,
     open_folder,
     write_all,
@@ -55,9 +56,6 @@ REMOVED_AT_ONCE: Final = 256
 
 MAX_UNREADABLE: Final = 4096
 """Chunks on bad blocks that are remembered, so that the next ``put`` replaces them."""
-
-PAGE_BYTES: Final = 4096
-"""The least that is in the page cache or not."""
 
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _READ_CHUNK: Final = _READ | os.O_NOATIME
@@ -308,7 +306,7 @@ class ChunkFiles:
         if (
             not wait
             and not self._pace.may_wait(length)
-            and not _is_at_hand(descriptor, offset, length)
+            and not is_at_hand(descriptor, offset, length)
         ):
             raise BlockingIOError
         began_s = time.monotonic()
@@ -486,21 +484,6 @@ def _charge_in_name(name: str) -> int:
     """What a file in ``tmp/`` was charged; 0 if it is none of ours."""
     digits = name.rpartition(".")[2]
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 15 else 0
-
-
-def _is_at_hand(descriptor: int, offset: int, length: int) -> bool:
-    """Whether both ends of a range, and so most likely all of it, are in the page cache.
-
-    If not, the kernel begins to read them. File systems that cannot tell say no.
-    """
-    byte, last = bytearray(1), offset + length - 1
-    try:
-        for place in (offset, last) if offset // PAGE_BYTES != last // PAGE_BYTES else (offset,):
-            if length and not os.preadv(descriptor, [byte], place, os.RWF_NOWAIT):
-                return False
-    except OSError:
-        return False
-    return True
 
 
 def _stamp(descriptor: int) -> None:

@@ -34,6 +34,9 @@ _NEW_FORMAT_PREFIX: Final = ".format-"
 _WRITABLE_BY_OTHERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
+PAGE_BYTES: Final = 4096
+"""The least that is in the page cache or not."""
+
 
 def open_folder(path: Path) -> int:
     """Make or check the folder ``path`` and give it as an open descriptor; several at once may.
@@ -145,3 +148,18 @@ def write_all(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+
+
+def is_at_hand(descriptor: int, offset: int, length: int) -> bool:
+    """Whether both ends of a range, and so most likely all of it, are in the page cache.
+
+    If not, the kernel begins to read them. File systems that cannot tell say no.
+    """
+    byte, last = bytearray(1), offset + length - 1
+    try:
+        for place in (offset, last) if offset // PAGE_BYTES != last // PAGE_BYTES else (offset,):
+            if length and not os.preadv(descriptor, [byte], place, os.RWF_NOWAIT):
+                return False
+    except OSError:
+        return False
+    return True

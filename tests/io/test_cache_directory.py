@@ -495,7 +495,7 @@ async def test_old_lock_files_go_and_held_ones_stay(tmp_path: Path):
 
 
 async def test_what_is_on_disk_only_is_not_waited_for_in_place(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(cache.chunkfiles, "_is_at_hand", lambda *_: False)
+    monkeypatch.setattr(cache.chunkfiles, "is_at_hand", lambda *_: False)
     data = chunk_data(1, blocks=40)
     with await DirectoryStore.open(tmp_path / "store", None) as store:
         await store.put(chunk_key(1), data)
@@ -511,7 +511,7 @@ async def test_what_is_on_disk_only_is_not_waited_for_in_place(tmp_path: Path, m
 
 
 async def test_the_pace_is_that_of_what_was_not_at_hand(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(cache.chunkfiles, "_is_at_hand", lambda *_: False)
+    monkeypatch.setattr(cache.chunkfiles, "is_at_hand", lambda *_: False)
     monkeypatch.setattr(cache.chunkfiles, "AT_HAND_S", 1000.0)
     monkeypatch.setattr(cache.pace, "QUICK_S", 1000.0)
     data = chunk_data(1)
