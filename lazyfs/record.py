@@ -53,9 +53,15 @@ def ask_for_reads(mount: KnownMount) -> Reads:
         MountError: its daemon does not tell.
         ProfileError: it records nothing.
     """
+    local = ProfileError(f"{mount.state.mountpoint} is served by local files: nobody records")
     if mount.local:
-        raise ProfileError(f"{mount.state.mountpoint} is served by local files: nobody records")
-    answer = ask(mount.folder.control, ANSWER_WITHIN_S, {"reads": ""})
+        raise local
+    try:
+        answer = ask(mount.folder.control, ANSWER_WITHIN_S, {"reads": ""})
+    except MountError:
+        if mount.local:  # by now: its daemon has just ended
+            raise local from None
+        raise
     if "problem" in answer:
         raise ProfileError(f"{mount.state.mountpoint}: {answer['problem']}")
     if "blocks" not in answer:

@@ -212,8 +212,10 @@ def test_a_daemon_that_is_gone_for_good_keeps_nobody(image: ConvertedImage, tmp_
         assert busy.returncode == 1
         assert f"a mount on {tmp_path}/tree/0" in busy.stderr
         store.kill()
-        with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        with pytest.raises(OSError) as failure:
             (tree / "big").read_bytes()
+        # Of data it is EIO; of an inode that EROFS had not read yet, what FUSE gives it.
+        assert failure.value.errno in {errno.EIO, errno.ENOTCONN}
         assert lazyfs("status", store.path).stdout.count("dead")
         # In any order: nothing waits for a daemon that will not come.
         lazyfs("umount", store.path)
