@@ -36,8 +36,8 @@ MAX_LINKED_PATH_BYTES = 32 << 20
 MAX_BROKEN_BLOCKS = 16
 """Broken blocks after which the rest of a directory is passed over."""
 
-_RANGE_BYTES = 1 << 40
-"""How much of a file's map is asked for at once; the map has its own limits."""
+MAX_PROBLEMS = 1 << 16
+"""Problems after which the image is given up: a list of more helps nobody."""
 
 _UNKNOWN_LINKS = 1
 """A directory's link count when it is not kept, as in Btrfs; mkfs.erofs writes it, too."""
@@ -267,7 +267,7 @@ class _Check:
         offset = 0
         while offset < inode.size_bytes:
             try:
-                runs = yield from self._image.extents(inode, offset, _RANGE_BYTES)
+                runs = yield from self._image.extents(inode, offset, inode.size_bytes - offset)
             except LazyfsError as error:
                 self._problem("data", inode.nid, name, _at(offset, inode, error))
                 return
@@ -308,6 +308,8 @@ class _Check:
     def _tell(self, problem: Problem) -> None:
         self._counts.problems += 1
         self._report(problem)
+        if self._counts.problems > MAX_PROBLEMS:
+            raise ImageFormatError(f"more than {MAX_PROBLEMS} problems")
 
 
 def _at(offset: int, inode: Inode, error: LazyfsError) -> LazyfsError:

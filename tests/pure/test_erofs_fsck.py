@@ -66,6 +66,25 @@ def test_random_bytes(name: str, data: st.DataObject):
     assert all(isinstance(problem.error, LazyfsError) for problem in problems)
 
 
+def huge_file() -> bytes:
+    """An image with a file that is as long as files can be, and of which nothing is there."""
+    image = bytearray(erofs_image({b"f": file(b"x" * 5000, mtime_ns=1)}))
+    files = ImageFiles([bytes(image)])
+    inode = files.inode_at(b"f")
+    at = files.image.superblock.meta_address + 32 * inode.nid + 8  # i_size of an extended inode
+    assert int.from_bytes(image[at : at + 8], "little") == 5000
+    image[at : at + 8] = (1 << 62).to_bytes(8, "little")
+    image[at - 8] = 1  # extended, and flat without inline data
+    return sealed(image)
+
+
+def test_a_file_of_any_size_is_one_look():
+    counts, problems, _ = check([huge_file()])
+    assert counts.extents == 1
+    (problem,) = problems
+    assert isinstance(problem.error, TruncatedRecordError)
+
+
 def test_limits(monkeypatch: pytest.MonkeyPatch):
     image = erofs_image({b"/".join([b"d"] * depth): directory() for depth in range(1, 40)})
     monkeypatch.setattr(fsck, "MAX_DEPTH", 20)
@@ -79,3 +98,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fsck, "MAX_RUNS", 3)
     with pytest.raises(LazyfsError, match="more than 3 extents"):
         check([erofs_image({b"%d" % number: file(b"x") for number in range(9)})])
+    monkeypatch.undo()
+    monkeypatch.setattr(fsck, "MAX_PROBLEMS", 0)
+    with pytest.raises(LazyfsError, match="more than 0 problems"):
+        check([huge_file()])
