@@ -18,8 +18,18 @@ from typing import Any
 from benchmarks.images import DebianImage, decode_layers
 from benchmarks.system import memory_of, run, unmount_below, wait_until
 from benchmarks.workloads import Workload
+from lazyfs.mount.asking import MEANWHILE
 
 LAZYFS = (sys.executable, "-m", "lazyfs")
+IMPORTED = (
+    "lazyfs.cli.mount",
+    "lazyfs.cli.umount",
+    "registry.remote",
+    *MEANWHILE,
+    "lazyfs.mount.stacker",
+    "lazyfs.mount.__main__",
+)
+"""What of us a mount needs."""
 STARTED_WITHIN_S = 30
 FILLED_WITHIN_S = 120
 
@@ -82,7 +92,7 @@ class Lazyfs(Contender):
 
     programs = (
         (*LAZYFS, "mount", "--help"),
-        (sys.executable, "-c", "import lazyfs.cli.mount, lazyfs.cli.umount, lazyfs.mount.__main__"),
+        (sys.executable, "-c", f"import {', '.join(IMPORTED)}"),
         ("fusermount3", "--version"),
     )
 
