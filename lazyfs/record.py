@@ -53,14 +53,11 @@ def ask_for_reads(mount: KnownMount) -> Reads:
         MountError: its daemon does not tell.
         ProfileError: it records nothing.
     """
-    local = ProfileError(f"{mount.state.mountpoint} is served by local files: nobody records")
-    if mount.local:
-        raise local
+    _refuse_local(mount)
     try:
         answer = ask(mount.folder.control, ANSWER_WITHIN_S, {"reads": ""})
     except MountError:
-        if mount.local:  # by now: its daemon has just ended
-            raise local from None
+        _refuse_local(mount)  # by now it may be: then its daemon has just ended
         raise
     if "problem" in answer:
         raise ProfileError(f"{mount.state.mountpoint}: {answer['problem']}")
@@ -85,6 +82,11 @@ def ask_for_reads(mount: KnownMount) -> Reads:
         complete=not why_not,
         why_not=why_not,
     )
+
+
+def _refuse_local(mount: KnownMount) -> None:
+    if mount.local:
+        raise ProfileError(f"{mount.state.mountpoint} is served by local files: nobody records")
 
 
 async def with_files(reads: Reads) -> Profile:

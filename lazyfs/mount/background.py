@@ -26,7 +26,7 @@ from lazyfs.mount.keeper import our_supervisor
 from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.logs import FORMATS, LogChoice, log_to_stderr
 from lazyfs.mount.request import MountRequest, about
-from lazyfs.mount.tuning import hand_over_sooner, raise_file_limit, tune_allocator
+from lazyfs.mount.tuning import tune_process
 from registry.errors import RegistryError
 
 EXPECTED_ERRORS = (LazyfsError, RegistryError, CacheError, OSError)
@@ -147,9 +147,7 @@ def serve_first(request: MountRequest, logs: LogChoice, report: int, keeper: int
 
 def _run(request: MountRequest, logs: LogChoice, starter: Starter | None, custody: Custody) -> int:
     log_to_stderr(logs, logging.INFO, about(request))
-    raise_file_limit()
-    tune_allocator()
-    hand_over_sooner()
+    tune_process()
     if starter is not None:
         logging.getLogger().addHandler(starter)
     try:

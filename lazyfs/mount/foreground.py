@@ -10,7 +10,7 @@ from lazyfs.mount.life import EXIT_STATUS, Custody, End
 from lazyfs.mount.openers import open_named
 from lazyfs.mount.request import MountRequest
 from lazyfs.mount.service import Service
-from lazyfs.mount.tuning import hand_over_sooner, raise_file_limit, tune_allocator
+from lazyfs.mount.tuning import tune_process
 
 
 def serve_in_foreground(
@@ -27,9 +27,7 @@ def serve_in_foreground(
     def announce() -> None:
         show(f"serving {request.image} on {request.mountpoint}; Ctrl-C unmounts")
 
-    raise_file_limit()
-    tune_allocator()
-    hand_over_sooner()
+    tune_process()
     device = None if service.taken_over is None else service.taken_over.device
     try:
         end = trio.run(serve_mount, request, open_named, announce, Custody(service.keeper, device))

@@ -25,6 +25,13 @@ SWITCH_AFTER_S = 0.0005
 log = logging.getLogger(__name__)
 
 
+def tune_process() -> None:
+    """What each process that serves a mount begins with."""
+    raise_file_limit()
+    tune_allocator()
+    hand_over_sooner()
+
+
 def tune_allocator() -> None:
     """Have the C library keep the memory of answers for the next ones.
 
