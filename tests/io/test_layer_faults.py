@@ -7,7 +7,6 @@ import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trio.testing import wait_all_tasks_blocked
 
 from cache.directory import DirectoryStore
 from lazyfs.errors import (
@@ -24,6 +23,7 @@ from tests.support import layer_builder as build
 from tests.support.blob_simulator import BlobSimulator
 from tests.support.layer_builder import Layer, Verity
 from tests.support.layer_rig import Opened, ReadOnlyStore, RottingStore, noise, rigged
+from tests.support.settled import wait_all_settled
 
 CHUNK = 65536
 IMAGE = noise(6 * CHUNK + 1000)
@@ -163,7 +163,7 @@ async def test_many_who_find_a_chunk_rotten_fetch_it_once(layer: Layer, caplog):
                 start = opened.opened.chunks.table.chunk(2).offset  # type: ignore[union-attr]
                 nursery.start_soon(opened.expect, start + 4990 - number, 100)
             await opened.blob.stalled.wait()
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             go()
         assert opened.blob.requests == [layer.frames[2]]
         assert opened.counters.verification_failures == len(messages(caplog)) == 1

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 import pytest
 import trio
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 import lazyfs.layer.fetcher
 from cache.key import ChunkKey
@@ -18,6 +18,7 @@ from tests.support import layer_builder as build
 from tests.support.blob_simulator import PIECE_BYTES
 from tests.support.layer_builder import Layer
 from tests.support.layer_rig import Opened, ReadOnlyStore, noise, rigged
+from tests.support.settled import wait_all_settled
 
 CHUNK = 65536
 IMAGE = noise(8 * CHUNK + 1000)
@@ -59,7 +60,7 @@ async def test_a_chunk_is_fetched_once_however_many_want_it(layer: Layer):
             for number in range(50):
                 nursery.start_soon(readers.read, 3 * CHUNK + 100 * number, 5000)
             await opened.blob.stalled.wait()
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             assert readers.done == []
             go()
         assert readers.done == [True] * 50
@@ -99,7 +100,7 @@ async def test_requests_under_way_at_once_are_bounded():
         async with trio.open_nursery() as nursery:
             for chunk in (0, 2, 4, 6):
                 nursery.start_soon(opened.expect, chunk * CHUNK, 10)
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             assert len(opened.blob.requests) == 2
             go()
         assert len(opened.blob.requests) == 4
@@ -176,7 +177,7 @@ async def test_all_readers_fail_with_the_source_and_later_ones_try_again(layer: 
         async with trio.open_nursery() as nursery:
             for number in range(10):
                 nursery.start_soon(readers.read, 2 * CHUNK + number, 10)
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             if how == "reset":
                 blob.down = True
             go()
@@ -289,9 +290,9 @@ async def test_a_stalled_source_is_given_up_and_asked_again(layer: Layer, mock_c
             for _ in range(3):
                 nursery.start_soon(readers.read, 5, 10)
             await blob.stalled.wait()
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             mock_clock.jump(29.9 + layer.frames[0].length / SLOWEST_BYTES_PER_S)
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             assert readers.done == []
             mock_clock.jump(0.2)
         assert [type(error) for error in readers.done] == [DeadlineExceededError] * 3
@@ -313,9 +314,9 @@ async def test_who_joins_a_fetch_late_has_a_try_of_his_own(mock_clock: MockClock
             await blob.stalled.wait()
             mock_clock.jump(29)
             nursery.start_soon(late.read, 5, 10)
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             mock_clock.jump(1.1 + layer.frames[0].length / SLOWEST_BYTES_PER_S)
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             assert [type(error) for error in first.done] == [DeadlineExceededError]
             assert late.done == []
             go()
@@ -349,7 +350,7 @@ async def test_the_end_of_the_mount_wakes_who_waits(verify: VerifyMode):
             nursery.start_soon(readers.read, 5, 10)
             nursery.start_soon(readers.read, 2 * CHUNK, 3 * CHUNK)
             await opened.blob.stalled.wait()
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             rig.nursery.cancel_scope.cancel()
             # Who is cancelled with the mount needs no answer; who is not gets one.
             with trio.CancelScope(shield=True):
@@ -375,7 +376,7 @@ async def test_what_a_reader_got_is_kept_although_the_mount_ends():
                 await opened.expect(CHUNK, 10)
                 rig.nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
-                await wait_all_tasks_blocked()
+                await wait_all_settled()
     assert rig.store.contains(opened.key(1))
 
 

@@ -15,6 +15,7 @@ from lazyfs.profile.recording import Recording
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer
 from tests.support.layer_rig import Rig, noise, rigged
+from tests.support.settled import wait_all_settled
 from tests.support.simulated_line import open_on_line
 from tests.support.tick_registry import threads_at_once
 
@@ -77,7 +78,7 @@ async def cost(
             await found.reader.read_once(chunk * CHUNK, READ)
             await trio.sleep(THINK_S)
         seconds = trio.current_time() - began
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_settled()
     counters = found.counters
     return Cost(
         seconds,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 import lazyfs.layer.prefetch
 from lazyfs.layer.hashes import PIECE_BYTES, PIECES_AT_ONCE
@@ -13,6 +12,7 @@ from lazyfs.model import ByteRange, VerifyMode
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Verity
 from tests.support.layer_rig import noise, rigged
+from tests.support.settled import wait_all_settled
 
 CHUNK = 65536
 IMAGE = noise(10 * CHUNK + 100)
@@ -93,7 +93,7 @@ async def test_who_reads_what_comes_anyway_makes_nothing_else_come():
             opened.reader.ahead.coming = coming
             for offset in range(0, 10 * CHUNK, CHUNK // 2):
                 await opened.reader.read_once(offset, CHUNK // 2)
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             fetched.append(sum(rig.store.contains(opened.key(chunk)) for chunk in range(40)))
     assert fetched[0] == 10
     assert fetched[1] > 10
@@ -109,7 +109,7 @@ async def test_reads_do_not_wait_for_it(monkeypatch):
         gates = [layer.blob.stall_at() for layer in slow]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(prefetch, [layer.reader for layer in slow])
-            await wait_all_tasks_blocked()
+            await wait_all_settled()
             assert rig.engine.requests.borrowed_tokens == lazyfs.layer.prefetch.STEPS_AT_ONCE
             await quick.expect_all()
             for go in gates:

@@ -2,7 +2,6 @@
 
 import pytest
 import trio
-import trio.testing
 
 from lazyfs.errors import SourceUnavailableError
 from lazyfs.layer.line import Line
@@ -10,6 +9,7 @@ from lazyfs.layer.turns import Turns
 from lazyfs.model import ByteRange
 from tests.support import layer_builder as build
 from tests.support.layer_rig import Opened, Rig, noise, rigged
+from tests.support.settled import wait_all_settled
 
 CHUNK = 64 << 10
 CHUNKS = 16
@@ -26,7 +26,7 @@ async def opened(rig: Rig, rate: float | None) -> Opened:
 
 async def all_in_background(layer: Opened) -> None:
     layer.reader.begin(0, CHUNKS * CHUNK, background=True)
-    await trio.testing.wait_all_tasks_blocked()
+    await wait_all_settled()
 
 
 async def test_on_a_thin_line_one_short_request_after_the_other():
@@ -49,7 +49,7 @@ async def test_a_reader_does_not_wait_for_its_turn():
         assert len(layer.blob.requests) == 1
         async with trio.open_nursery() as nursery:
             nursery.start_soon(layer.expect, (CHUNKS - 1) * CHUNK, 100)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_settled()
             assert len(layer.blob.requests) == 2
             assert layer.blob.requests[1].end == layer.layer.frames[-1].end
             go_on()
@@ -85,7 +85,7 @@ async def test_short_gaps_are_fetched_along_and_kept():
 async def fetch(layer: Opened, rig: Rig, pieces: list) -> None:
     fetcher = layer.reader._fetcher  # type: ignore[attr-defined]
     await fetcher.have(pieces)
-    await trio.testing.wait_all_tasks_blocked(0.05)
+    await wait_all_settled(0.05)
 
 
 async def test_what_does_not_come_is_not_waited_for_in_the_count():
@@ -96,7 +96,7 @@ async def test_what_does_not_come_is_not_waited_for_in_the_count():
             await layer.reader.have([ByteRange(0, CHUNKS * CHUNK)])
         with pytest.raises(SourceUnavailableError):
             await layer.reader.read(0, CHUNK)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await wait_all_settled(0.05)
         assert rig.engine.turns.line.under_way == 0
         layer.blob.down = False
         await layer.expect_all()
@@ -107,13 +107,13 @@ async def test_random_reads_fetch_nothing_in_vain_and_sequential_ones_go_ahead()
         layer = await opened(rig, None)
         for index in (9, 2, 15, 6):
             await layer.expect(index * CHUNK + 100, 20_000)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await wait_all_settled(0.05)
         assert layer.blob.fetched_bytes <= 4 * max(frame.length for frame in layer.layer.frames)
     async with rigged() as rig:
         layer = await opened(rig, None)
         for start in range(0, 4 * CHUNK, CHUNK // 2):
             await layer.expect(start, CHUNK // 2)
-        await trio.testing.wait_all_tasks_blocked(0.05)
+        await wait_all_settled(0.05)
         asked = max(where.end for where in layer.blob.requests)
         assert layer.layer.frames[5].end <= asked <= layer.layer.frames[8].end
 
@@ -131,22 +131,22 @@ async def test_those_who_wait_for_their_turn_get_it_in_order_or_when_they_are_in
         turns.asked(900)
         for number in range(4):
             nursery.start_soon(wait, number)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_settled()
         assert served == []
         lined_up[2].go.set()
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_settled()
         assert served == [2]
         with trio.CancelScope() as scope:
             scope.cancel()
             await wait(4)
         with turns.answer(900), turns.answer(800):
             assert turns.line.under_way == 1700
-        await trio.testing.wait_all_tasks_blocked()
+        await wait_all_settled()
         assert served == [2, 0]
         for number in (1, 3):
             with turns.answer(800):
                 assert served[-1] != number
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_settled()
             assert served[-1] == number
     with turns.answer(800):
         pass

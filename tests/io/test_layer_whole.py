@@ -29,6 +29,7 @@ from tests.support import layer_builder as build
 from tests.support.blob_simulator import BlobSimulator
 from tests.support.layer_builder import Layer
 from tests.support.layer_rig import ReadOnlyStore, RottingStore, noise, rigged
+from tests.support.settled import wait_all_settled
 
 IMAGE = noise(3 * CHUNK_BYTES + 1000)
 RAW = build.raw(IMAGE)
@@ -231,7 +232,7 @@ async def test_one_pass_brings_what_others_wait_for():
         store._chunks.clear()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(opened.expect, 2 * CHUNK_BYTES, 10)
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_settled()
             nursery.start_soon(opened.expect, 0, 10)
             nursery.start_soon(opened.expect, CHUNK_BYTES, 10)
         assert len(opened.blob.requests) == 1
