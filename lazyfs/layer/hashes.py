@@ -6,7 +6,7 @@ second daemon needs no network for them), and proven against the root digest whe
 taken from there: the store is not trusted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from cache.key import ChunkKey
@@ -26,6 +26,10 @@ PIECE_BYTES = 8 << 10
 PIECES_AT_ONCE = 8
 """So many are fetched together for a reader, who is likely to read on near by."""
 
+PIECES_BESIDE = 16
+"""So many, on either side, come sooner than they are wanted, that they need no request of their
+own: 128 KiB, which take a slow line (10 Mbit/s) a tenth of a second."""
+
 
 class Cuts(NamedTuple):
     """How a tree that has a place of its own in the blob is cut into the pieces that are stored.
@@ -37,6 +41,11 @@ class Cuts(NamedTuple):
     shift_bytes: int
     """So much shorter the first piece is."""
     payload_bytes: int
+    first_leaf: int
+    """The piece that begins with the first leaf."""
+    digests: int
+    """In a piece of leaves."""
+    data_blocks: int
 
     @classmethod
     def of(cls, params: VerityParams) -> "Cuts":
@@ -44,7 +53,15 @@ class Cuts(NamedTuple):
         tree = geometry(params)
         size = max(PIECE_BYTES, params.hash_block_size_bytes)
         first_leaf = tree.levels[0].first_block if tree.levels else 0
-        return cls(size, -first_leaf * tree.block_size_bytes % size, tree.payload_size_bytes)
+        shift = -first_leaf * tree.block_size_bytes % size
+        return cls(
+            size,
+            shift,
+            tree.payload_size_bytes,
+            (first_leaf * tree.block_size_bytes + shift) // size,
+            size // params.digest_size_bytes,
+            params.data_blocks,
+        )
 
     @property
     def pieces(self) -> int:
@@ -60,6 +77,11 @@ class Cuts(NamedTuple):
         start = number * self.piece_bytes - self.shift_bytes
         first = max(0, start)
         return ByteRange(first, min(start + self.piece_bytes, self.payload_bytes) - first)
+
+    def proven_by(self, number: int) -> tuple[int, int]:
+        """First and number of the data blocks that a piece of leaves proves; of others none."""
+        first = (number - self.first_leaf) * self.digests
+        return first, min(self.digests, self.data_blocks - first) if first >= 0 else 0
 
 
 def piece_key(params: VerityParams, root_digest: bytes, number: int) -> ChunkKey:
@@ -107,11 +129,29 @@ class HashPieces:
         if missing:
             self._want(self._numbers(missing, 1 if exactly else PIECES_AT_ONCE))
 
-    def begin_exactly(self, spans: Iterable[tuple[int, int]]) -> None:
-        """Begin to fetch the hash blocks that several spans of data blocks will need, no more."""
+    def begin_exactly(
+        self, spans: Iterable[tuple[int, int]], is_coming: Callable[[int, int], bool]
+    ) -> None:
+        """Begin to fetch the hash blocks that several spans of data blocks will need.
+
+        Those beside them come along, as far as they are for data that comes as well: a request for
+        each portion of a profile would cost more than the bytes.
+
+        Args:
+            spans: first and number of data blocks.
+            is_coming: whether some of a span of data blocks, which may be empty, is fetched anyway.
+        """
         missing = [where for span in spans for where in self.tree.missing(*span)]
-        if missing:
-            self._want(self._numbers(missing))
+        if not missing:
+            return
+        numbers = set(self._numbers(missing))
+        for number in tuple(numbers):
+            for step in (-1, 1):
+                for beside in range(number + step, number + step * (PIECES_BESIDE + 1), step):
+                    if beside in numbers or not is_coming(*self._cuts.proven_by(beside)):
+                        break
+                    numbers.add(beside)
+        self._want(sorted(numbers))
 
     def _want(self, numbers: Sequence[int]) -> None:
         self._fetcher.want(piece for number in numbers for piece, _, _ in self._places(number))

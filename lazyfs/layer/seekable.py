@@ -263,10 +263,19 @@ class VerityLayer(StoredLayer):
         """Whether what readers want comes anyway, with the hash blocks for it."""
         return self.ahead is not None and bool(self.ahead.coming)
 
+    def _is_coming(self, first_block: int, count: int) -> bool:
+        """Whether somebody knows that a chunk with some of these data blocks will be wanted."""
+        if self.ahead is None or count <= 0:
+            return False
+        start = first_block * self._block
+        end = min(start + count * self._block, self.size_bytes)
+        parts = self._chunks.table.parts(ByteRange(start, end - start))
+        return any(index in self.ahead.coming for index, _ in parts)
+
     async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``; the hash blocks too."""
         spans = [self._blocks(self._span(*where)) for where in ranges]
-        self._hashes.begin_exactly(spans)
+        self._hashes.begin_exactly(spans, self._is_coming)
         await super().have(ranges)
         for blocks in spans:
             await self._hashes.ensure(*blocks)

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.layer.hashes import PIECE_BYTES, Cuts
+from lazyfs.model import ByteRange
 from lazyfs.verity.geometry import geometry
 from lazyfs.verity.params import VerityParams
 from tests.support import layer_builder as build
@@ -49,6 +50,25 @@ def test_an_aligned_chunk_is_proven_by_one_piece(data_blocks, data):
     assert cuts.number(first) == cuts.number(first + PIECE_BYTES - 1)
 
 
+@given(
+    data_blocks=st.integers(2, 1 << 20),
+    algorithm=st.sampled_from(["sha256", "sha512"]),
+    data=st.data(),
+)
+def test_a_piece_proves_the_blocks_whose_digests_it_holds(data_blocks, algorithm, data):
+    params = tree_of(data_blocks, algorithm=algorithm)
+    cuts, tree = Cuts.of(params), geometry(params)
+    number = data.draw(st.integers(-1, cuts.pieces))
+    first, count = cuts.proven_by(number)
+    held = [
+        block
+        for block in {first - 1, first, first + count - 1, first + count}
+        if 0 <= block < data_blocks
+        if cuts.number(tree.digests(0, block, 1, params.digest_size_bytes).offset) == number
+    ]
+    assert sorted(held) == sorted({first, first + count - 1} if count > 0 else [])
+
+
 @pytest.fixture(scope="module")
 def layer() -> Layer:
     return build.seekable(noise(SIZE), CHUNK)
@@ -71,3 +91,16 @@ async def test_a_reader_gets_neighbours_unless_he_is_foreseen(layer: Layer):
             ahead.coming = {1} if foreseen else ()
             counts.append(await read_one(opened, store))
     assert counts == [8, 1]
+
+
+async def test_a_portion_of_a_profile_brings_hash_blocks_for_the_next_ones(layer: Layer):
+    store = RottingStore()
+    async with rigged(store) as rig:
+        opened = await rig.open(layer)
+        ahead = opened.reader.ahead
+        assert ahead is not None
+        ahead.coming = {20, 21, 22, 23, 40}
+        asked = len(opened.blob.requests)
+        await opened.reader.have([ByteRange(22 * CHUNK, CHUNK)])
+        assert len(store.keys("tree-")) == 4  # of 20 to 23, side by side
+        assert len(opened.blob.requests) - asked == 2  # these, and the chunk
