@@ -105,6 +105,10 @@ class LayerReader(VerifiedReader, Protocol):
         """
         ...
 
+    def has_gaps(self) -> bool:
+        """Whether what lies beside a read may have to be fetched; quick: looks at a few places."""
+        ...
+
 
 class ImageTree(Protocol):
     """A read-only tree of files, as FUSE serves it.

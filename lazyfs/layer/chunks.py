@@ -1,7 +1,7 @@
 """The chunks of one blob as pieces to fetch and store."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import TypeAlias
 
@@ -99,6 +99,12 @@ class Chunks:
         start = self.table.chunk(first).offset
         stop = min(self.table.chunk(end - 1).end, self.image_size_bytes)
         return ByteRange(start, stop - start)
+
+    def samples(self, most: int) -> Iterator[Piece]:
+        """At most so many of the chunks that hold the image, spread evenly, its last one first."""
+        chunks = self.of_image
+        step = -(-chunks // most)
+        return (self.piece(index) for index in range(chunks - 1, -1, -max(1, step)))
 
     def between(self, gap: ByteRange) -> list[Piece]:
         """The chunks whose frames fill a range of the blob exactly; none if there are no such."""

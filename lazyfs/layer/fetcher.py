@@ -143,9 +143,9 @@ class PieceFetcher:
             self._counters.cache_hits += len(wanted)
         return result
 
-    def has(self, wanted: Sequence[tuple[Piece, int, int]]) -> bool:
+    def has(self, pieces: Iterable[Piece]) -> bool:
         """Whether the store seems to have pieces."""
-        return all(self._engine.store.contains(piece.key) for piece, _, _ in wanted)
+        return all(self._engine.store.contains(piece.key) for piece in pieces)
 
     async def _stored(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes | None]:
         """What the store has, None where it has nothing.

@@ -40,6 +40,13 @@ class PagedReader(ABC):
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` proven bytes; the range is inside the image and not empty."""
 
+    def has_gaps(self) -> bool:
+        """Whether parts of the image are fetched when they are wanted, and some are not here yet.
+
+        Quick: looks at a few places.
+        """
+        return False
+
     def begin(self, offset: int, length: int, *, background: bool = False) -> None:
         """Begin to fetch what a range inside the image needs and the store lacks; returns at once.
 

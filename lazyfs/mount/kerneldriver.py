@@ -163,6 +163,7 @@ async def stack(
         | (0 if choice.suid else MOUNT_ATTR_NOSUID)
         | (0 if choice.dev else MOUNT_ATTR_NODEV),
         read_ahead_kb=READ_AHEAD_KB,
+        gaps=[any(files.readers[name].has_gaps() for name in names) for names in files.names],
         loop=request.options.promote,
     )
     timeout_s = request.options.timeout_s

@@ -60,6 +60,8 @@ class StackRequest:
     attributes: int
     """Of the mount: ``MOUNT_ATTR_…``."""
     read_ahead_kb: int
+    gaps: list[bool]
+    """Bottom layer first: whether what lies beside a read may have to be fetched."""
     loop: bool = False
     """Use loop devices, whatever the kernel can do without."""
 
@@ -154,28 +156,29 @@ def _tree(request: StackRequest, loops: LoopDevices) -> int:
     """The mount of all layers."""
     layers = request.layers
     if len(layers) == 1:
-        return _layer(request, layers[0], request.source, request.attributes, loops)
+        return _layer(request, 0, request.source, request.attributes, loops)
     with FileSystem("overlay") as overlay:
         overlay.set("source", request.source)
         for number in reversed(range(len(layers))):
             place = f"{request.workshop}/{number}"
             os.mkdir(place)  # noqa: PTH102
             image = f"{request.source} {number}"
-            attach(_layer(request, layers[number], image, MOUNT_ATTR_RDONLY, loops), place)
+            attach(_layer(request, number, image, MOUNT_ATTR_RDONLY, loops), place)
             overlay.set("lowerdir+", place)
         return overlay.mount(request.attributes)
 
 
 def _layer(
-    request: StackRequest, names: list[str], source: str, attributes: int, loops: LoopDevices
+    request: StackRequest, number: int, source: str, attributes: int, loops: LoopDevices
 ) -> int:
     """The mount of one layer: from its file, or where the kernel cannot, by loop devices."""
+    names = request.layers[number]
     link = source.replace("/", "_")
     files = [f"{request.workshop}/{FILES}/{name}" for name in names]
     os.symlink(files[0], link)  # noqa: PTH211 - its name is what the list of mounts shows
     if not request.loop:
         try:
-            return _erofs(request, link, files[1:], attributes)
+            return _erofs(request, link, files[1:], attributes, past_cache=request.gaps[number])
         except OSError as error:
             if error.errno != errno.ENOTBLK:
                 raise
@@ -183,10 +186,33 @@ def _layer(
     return _erofs(request, devices[0], devices[1:], attributes)
 
 
-def _erofs(request: StackRequest, source: str, devices: list[str], attributes: int) -> int:
+def _erofs(
+    request: StackRequest,
+    source: str,
+    devices: list[str],
+    attributes: int,
+    *,
+    past_cache: bool = False,
+) -> int:
+    """An EROFS mount.
+
+    Args:
+        request: how.
+        source: of the image.
+        devices: of its devices.
+        attributes: of the mount.
+        past_cache: read file data past the page cache of ``source``. The kernel would read ahead in
+            there, whatever file of the image comes next, and so keep the data twice.
+
+    Raises:
+        OSError.
+    """
     with FileSystem("erofs") as erofs:
         erofs.set("source", source)
         erofs.set("ro")  # a read-only loop device wants it said
+        if past_cache:
+            with contextlib.suppress(OSError):  # Linux 6.14 learnt it
+                erofs.set("directio")
         for device in devices:
             erofs.set("device", device)
         made = erofs.mount(attributes)

@@ -127,6 +127,26 @@ async def test_what_is_stored_and_proven_is_at_hand(verify: VerifyMode, where: t
         assert opened.counters.read_bytes == before + length
 
 
+@pytest.mark.parametrize("verity", [build.Verity(), None])
+async def test_a_layer_has_gaps_until_all_of_it_was_fetched(verity: Verity | None):
+    layer = build.seekable(noise(300_000), 1000, verity)
+    store = MemoryStore()
+    async with rigged(store) as rig:
+        opened = await rig.open(layer)
+        assert opened.reader.has_gaps()
+        await opened.expect(0, 290_000)
+        assert opened.reader.has_gaps()
+        await opened.expect_all()
+    async with rigged(store) as rig:  # now all of it has been kept
+        assert not (await rig.open(layer)).reader.has_gaps()
+
+
+async def test_what_is_not_fetched_by_chunks_has_no_gaps():
+    async with rigged() as rig:
+        opened = await rig.open(build.raw(noise(300_000)))
+        assert not opened.reader.has_gaps()
+
+
 async def test_ranges_that_are_none_are_not_at_hand():
     async with rigged() as rig:
         opened = await rig.open(build.seekable(b"x" * 100))

@@ -45,6 +45,9 @@ FILES = {name: data for name, data in {**LOWER, **UPPER}.items() if ".wh." not i
 del FILES["d2/002"]
 DIGESTS = {name: hashlib.sha256(data).hexdigest() for name, data in FILES.items()}
 
+SMALL = {f"d{at // 24}/{at:03}": noise(8_000, b"s%d" % at) for at in range(24 * 24)}
+"""Folders of 192 KiB, which is what a start reads of an image of many small files."""
+
 KERNEL = ("--driver", "kernel")
 
 
@@ -63,6 +66,15 @@ def single(work_folder: Path) -> str:
     write_layout(layout, "tar", [{"file": b"content", ".wh.gone": b""}])
     lazyfs("convert", "--quiet", "--no-cache", f"oci:{layout}:tar", f"oci:{layout}:lazy")
     return f"oci:{layout}:lazy"
+
+
+@pytest.fixture(scope="module")
+def folders(registry: RegistryServer, work_folder: Path) -> ConvertedImage:
+    """An image of one layer: many small files, folder by folder."""
+    layout = work_folder / "folders-layout"
+    write_layout(layout, "tar", [SMALL])
+    options = ("--chunk-size", "64KiB")
+    return push_and_convert(layout, "tar", "folders", registry, work_folder / "raw-f", *options)
 
 
 def wait_for_other(mount: LazyMount, daemon: int) -> None:
@@ -128,6 +140,30 @@ def test_readers_notice_nothing_of_dying_daemons(image: ConvertedImage, tmp_path
         document = mount.status()
         assert document["survival"]["restarts"] == KILLS
         assert (document["state"], document["driver"]) == ("mounted", "kernel")
+
+
+def is_past_cache(mount: LazyMount) -> bool:
+    """Whether the kernel reads the data of the one layer past the page cache of our file."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    [fields] = [line.split() for line in lines if f" {mount.path} " in line]
+    return "directio" in fields[-1].split(",")
+
+
+def test_of_a_layer_with_gaps_only_what_is_read_is_fetched(folders: ConvertedImage, tmp_path: Path):
+    options = (*KERNEL, "--prefetch", "none", "--cache-dir", tmp_path / "cache")
+    with mounted(folders.name, tmp_path / "mnt", *options) as mount:
+        assert is_past_cache(mount)
+        before = mount.status()["totals"]["fetched_bytes"]
+        for number in range(10 * 24, 11 * 24):
+            name = f"d10/{number:03}"
+            assert (mount.path / name).read_bytes() == SMALL[name]
+        # The chunks of the folder, those of its metadata and what proves them.
+        assert mount.status()["totals"]["fetched_bytes"] - before < 384 << 10
+        for name, data in SMALL.items():
+            assert (mount.path / name).read_bytes() == data
+    with mounted(folders.name, tmp_path / "mnt", *options) as mount:  # now all of it is here
+        assert not is_past_cache(mount)
+        assert (mount.path / "d0/000").read_bytes() == SMALL["d0/000"]
 
 
 def test_whoever_unmounts_it_nothing_is_left(image: ConvertedImage, tmp_path: Path):

@@ -31,6 +31,9 @@ class Bytes:
     async def read_proven(self, offset: int, length: int) -> bytes:
         return await self.read(offset, length)
 
+    def has_gaps(self) -> bool:
+        return False
+
 
 async def test_a_file_is_found_listed_and_read(nursery: trio.Nursery):
     async def opener() -> Bytes:
