@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from lazyfs.fuse import kernelmount
 from lazyfs.fuse.errno_table import first_cause
 from lazyfs.fuse.operations import ImageOperations
 from lazyfs.fuse.server import Server
+from lazyfs.layer.counters import LayerCounters
 from lazyfs.model import ROOT_NODE
 from lazyfs.mount import roles
 from lazyfs.mount.answering import answer_all
@@ -121,10 +122,11 @@ async def _serve_by(
     files = image.layer_files if driver.name == KERNEL else None
     if stacker is not None and files is None:
         stacker.end()
+    figures = image.figures()
     operations = ImageOperations(
         image.tree if files is None else files.tree,
         request.options.timeout_s,
-        _size_bytes(_layers(image)),
+        figures.size_bytes,
         TIMEOUT_ERRNOS[request.options.on_timeout],
     )
     promotion = None
@@ -134,7 +136,7 @@ async def _serve_by(
         log.warning("the mount goes on needing its daemon: the kernel does not serve it")
     await _check_root(request.image, operations, image)
     if not life.taken_over:
-        _warn_of_notes(_layers(image))
+        _warn_of_notes(figures.layers)
 
     def announce() -> None:
         life.announce()
@@ -319,24 +321,10 @@ async def _check_root(name: str, operations: ImageOperations, image: MountedImag
     raise MountError(f"the root of {name} did not come within {operations.deadline_s:g} s")
 
 
-def _layers(image: MountedImage) -> list[dict[str, object]]:
-    """What the image says of its layers."""
-    layers = image.status().get("layers")
-    return (
-        [layer for layer in layers if isinstance(layer, dict)] if isinstance(layers, list) else []
-    )
-
-
-def _size_bytes(layers: list[dict[str, object]]) -> int:
-    sizes = (layer.get("size_bytes") for layer in layers)
-    return sum(size for size in sizes if isinstance(size, int))
-
-
-def _warn_of_notes(layers: list[dict[str, object]]) -> None:
+def _warn_of_notes(layers: Sequence[LayerCounters]) -> None:
     """Say what a user should know about the layers before trusting the mount."""
     for number, layer in enumerate(layers, 1):
-        notes = layer.get("notes")
-        for note in notes if isinstance(notes, list) else []:
+        for note in layer.notes:
             log.warning("layer %d: %s", number, note)
 
 

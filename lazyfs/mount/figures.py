@@ -31,3 +31,5 @@ class Figures:
     """Layers by mode and by whether they are lazy."""
     hosts: Sequence[HostStatus] = ()
     cache: CacheFigures | None = None
+    size_bytes: int = 0
+    """Of all layers together."""

@@ -48,5 +48,5 @@ class MountedImage(Protocol):
 ImageOpener: TypeAlias = Callable[[str, MountOptions], AbstractAsyncContextManager[MountedImage]]
 """Opens the image of a name; ``lazyfs.mount.assemble.open_image`` is the one of the program.
 
-What it logs as a warning is shown to who mounts, and so are the layers' ``notes`` in its status.
+What it logs as a warning is shown to who mounts, and so are the ``notes`` of its layers.
 """

@@ -120,6 +120,7 @@ class ImageReport:
             modes=modes(self.layers),
             hosts=self.source.hosts(),
             cache=cache_figures(self.store, self.options),
+            size_bytes=sum(layer.opened.reader.size_bytes for layer in self.layers),
         )
 
 
@@ -139,7 +140,9 @@ class LocalReport:
     def figures(self) -> Figures:
         """What metrics are made of."""
         layers = [file.counters for file in self.files]
-        return Figures(self.name, None, layers, {("local", True): len(layers)})
+        size_bytes = sum(file.size_bytes for file in self.files)
+        ways = {("local", True): len(layers)}
+        return Figures(self.name, None, layers, ways, size_bytes=size_bytes)
 
     def document(self) -> dict[str, object]:
         """The status of this moment."""

@@ -322,6 +322,7 @@ class StoreFolder:
             layers=[report.counters for report in reports],
             modes=modes(reports),
             cache=cache_figures(self._engine.store, self._options),
+            size_bytes=sum(report.opened.reader.size_bytes for report in reports),
         )
 
     def status(self) -> dict[str, object]:

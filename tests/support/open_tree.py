@@ -45,4 +45,5 @@ async def opened_tree(
     async with open_image(name, options) as opened:
         layers = opened.status()["layers"]
         assert isinstance(layers, list)
+        assert opened.figures().size_bytes == sum(layer["size_bytes"] for layer in layers)
         yield OpenedTree(opened.tree, layers)
