@@ -7,7 +7,7 @@ bytes (decompressed pclusters) from a bounded memo.
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -79,6 +79,8 @@ class ErofsLayer:
         self._devices = list(devices)
         self._derived = derived
         self._inodes = InodeMemory() if inodes is None else inodes
+        self.on_beginning: Callable[[Nid, bytes], None] | None = None
+        """Is told with which bytes a file begins that is read."""
         self.image: Image
 
     async def open(self, *, flat: bool = False) -> None:
@@ -200,7 +202,10 @@ class ErofsLayer:
 
     async def read(self, nid: Nid, offset: int, length: int) -> bytes:
         """File data; short only at the end of the file."""
-        return await self.run(self.image.read(await self.inode(nid), offset, length))
+        data = await self.run(self.image.read(await self.inode(nid), offset, length))
+        if not offset and self.on_beginning is not None:
+            self.on_beginning(nid, data)
+        return data
 
     async def link_target(self, nid: Nid) -> bytes:
         """Target of a symbolic link."""

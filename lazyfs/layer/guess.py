@@ -50,6 +50,8 @@ class Guesser:
         """There is nothing to guess until readers want something else."""
         self._started = False
         self.likely = Likely()
+        self.begun = trio.Event()
+        """It is time to guess: what a profile brings is here."""
 
     def layer(
         self, chunks: Chunks, begin: Callable[[int, int], None], counters: LayerCounters
@@ -67,9 +69,24 @@ class Guesser:
         self.likely.add(number, chunks.of_image)
         return LayerGuesses(self, number, chunks)
 
+    def foreseen(self, number: int, indexes: range) -> None:
+        """Chunks of a layer will be wanted soon, wherever readers are; returns at once."""
+        layer = self._layers[number]
+        found: list[Place] = []
+        for index in indexes:
+            piece = layer.chunks.piece(index)
+            length = piece.where.length
+            place = Place(number, index)
+            if not self._here(piece) and self.likely.foresee(place, length):
+                layer.counters.guessed_bytes += length
+                found.append(place)
+        for first, end in _runs(found):
+            layer.begin(*layer.chunks.span(first.chunk, end))
+
     def start(self) -> None:
         """Guess from now on."""
         self._started = True
+        self.begun.set()
         self._turns.spare = self._guess
         self._guess()
 
@@ -167,6 +184,11 @@ class LayerGuesses:
         length = self._table.frame(last).end - self._table.frame(first).offset
         if length <= METADATA_BYTES and last - first < METADATA_CHUNKS:
             self._guesser.likely.metadata(self._number, range(first, last + 1))
+
+    def foreseen(self, offset: int, length: int) -> None:
+        """A range inside the image, not empty, will be wanted soon; returns at once."""
+        first, last = self._table.index_at(offset), self._table.index_at(offset + length - 1)
+        self._guesser.foreseen(self._number, range(first, last + 1))
 
     def used(self, offset: int, length: int) -> None:
         """A range inside the image is about to be read; returns at once."""

@@ -34,6 +34,9 @@ FREE_BYTES = 4 << 20
 WANTED_SHARE = 0.5
 """... and of what readers waited for."""
 
+FORESEEN_BYTES = 8 << 20
+"""What was foreseen and is not wanted yet comes to so much at most."""
+
 
 class Place(NamedTuple):
     """A chunk of a layer."""
@@ -45,7 +48,7 @@ class Place(NamedTuple):
 class _State:
     """Of a chunk, as a byte."""
 
-    UNKNOWN, WANTED, GUESSED, PASSED = range(4)
+    UNKNOWN, WANTED, GUESSED, PASSED, FORESEEN = range(5)
 
 
 class Likely:
@@ -63,6 +66,8 @@ class Likely:
         self.guessed_bytes = 0
         self.hit_bytes = 0
         """Guessed, and wanted later."""
+        self.idle_bytes = 0
+        """Foreseen, and not wanted yet."""
 
     def add(self, layer: int, chunks: int) -> None:
         """There is a layer of so many chunks."""
@@ -77,16 +82,21 @@ class Likely:
         return self._states[place.layer][place.chunk] != _State.WANTED
 
     def wanted(self, place: Place, length: int, *, here: bool) -> bool:
-        """A reader wants a chunk, for the first time; whether it was guessed.
+        """A reader wants a chunk, for the first time; whether it was guessed or foreseen.
 
         Args:
             place: which.
             length: of its frame.
-            here: whether it was there. If it was not guessed it says nothing then.
+            here: whether it was there. If it was not guessed it says nothing then, and neither
+                does what was foreseen: the reason for that did not speak for its neighbours.
         """
         states = self._states[place.layer]
-        guessed = states[place.chunk] == _State.GUESSED
+        before = states[place.chunk]
         states[place.chunk] = _State.WANTED
+        if before == _State.FORESEEN:
+            self.idle_bytes -= length
+            return True
+        guessed = before == _State.GUESSED
         if guessed:
             self.hit_bytes += length
         elif here:
@@ -104,6 +114,14 @@ class Likely:
         """A chunk is fetched though nobody asked for it."""
         self._states[place.layer][place.chunk] = _State.GUESSED
         self.guessed_bytes += length
+
+    def foresee(self, place: Place, length: int) -> bool:
+        """A chunk will be wanted, wherever readers are; whether it is to be fetched for that."""
+        if not self._is_unknown(place) or self.idle_bytes + length > FORESEEN_BYTES:
+            return False
+        self._states[place.layer][place.chunk] = _State.FORESEEN
+        self.idle_bytes += length
+        return True
 
     def pass_over(self, place: Place) -> None:
         """A chunk is there, or somebody fetches it: it need not be guessed."""

@@ -1,7 +1,7 @@
 """Small reads through the page memory; the common part of all verified readers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -31,6 +31,8 @@ class PagedReader(ABC):
         """Fetches what sequential readers of longer parts will want next."""
         self.guesses: LayerGuesses | None = None
         """Guesses what other readers will."""
+        self.on_read_once: Callable[[int, bytes], None] | None = None
+        """Is told what ``read_once`` gives, and from which offset on."""
 
     def proven_nowait(self, offset: int, length: int) -> bytes | None:
         """As ``read_proven`` where that needs no wait and little work; else None."""
@@ -141,7 +143,10 @@ class PagedReader(ABC):
         self.counters.read_bytes += length
         if self.ahead is not None:
             self.ahead.used(offset, length)
-        return await self._noted(offset, length)
+        data = await self._noted(offset, length)
+        if self.on_read_once is not None:
+            self.on_read_once(offset, data)
+        return data
 
     def _check_range(self, offset: int, length: int) -> None:
         if offset < 0 or length < 0 or offset + length > self.size_bytes:

@@ -49,6 +49,7 @@ from lazyfs.layer.together import all_of
 from lazyfs.localname import parse_local_image
 from lazyfs.mount.explain import Explainer
 from lazyfs.mount.figures import Figures
+from lazyfs.mount.libraries import Libraries
 from lazyfs.mount.mountedimage import MountedImage
 from lazyfs.mount.options import MountOptions
 from lazyfs.mount.report import ImageReport, LayerReport, LocalReport, reads_document
@@ -236,6 +237,9 @@ async def _open_layers(
         tree = LayersTree(layers)
     else:
         tree = SingleTree(layers[0]) if len(layers) == 1 else MergedTree(layers)
+    if engine.guesser is not None:
+        readers = [report.opened.reader for report in reports]
+        Libraries(tree, layers, readers, engine.guesser, engine.nursery)
     explainer = Explainer(tree, layers, reports, engine.store, engine.failures)
     return OpenedImage(tree, opener.layer_files(), report, explainer, recording)
 

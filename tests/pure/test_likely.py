@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.layer.likely import FREE_BYTES, NEAR, WANTED_SHARE, Likely, Place
+from lazyfs.layer.likely import FORESEEN_BYTES, FREE_BYTES, NEAR, WANTED_SHARE, Likely, Place
 
 LENGTH = 200_000
 CHUNKS = 100
@@ -124,3 +124,23 @@ def test_guesses_in_vain_are_bounded(wanted: list[int], length: int):
             likely.guessed(place, length)
         vain = likely.guessed_bytes - likely.hit_bytes
         assert vain <= FREE_BYTES + likely.hit_bytes + WANTED_SHARE * likely.waited_bytes
+
+
+def test_what_is_foreseen_is_fetched_once_and_says_nothing_of_its_neighbours():
+    likely = layers(CHUNKS)
+    assert likely.foresee(Place(0, 50), LENGTH)
+    assert not likely.foresee(Place(0, 50), LENGTH)
+    assert likely.wanted(Place(0, 50), LENGTH, here=True)
+    assert not likely.foresee(Place(0, 50), LENGTH)
+    assert likely.best() is None
+
+
+def test_what_is_foreseen_in_vain_is_limited():
+    likely = layers(CHUNKS)
+    length = FORESEEN_BYTES // 4
+    foreseen = [chunk for chunk in range(10) if likely.foresee(Place(0, chunk), length)]
+    assert foreseen == [0, 1, 2, 3]
+    assert likely.wanted(Place(0, 2), length, here=False)
+    assert likely.foresee(Place(0, 9), length)
+    assert not likely.foresee(Place(0, 8), length)
+    assert likely.affords(FREE_BYTES)
