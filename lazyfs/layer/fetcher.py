@@ -84,6 +84,11 @@ class PieceFetcher:
         self._queued: dict[ChunkKey, Queued] = {}
         """Pieces that nobody waited for when their fetch was begun, and whose turn has not come."""
 
+    @property
+    def along_bytes(self) -> int:
+        """See ``Line.along_bytes``."""
+        return self._engine.turns.line.along_bytes
+
     async def read(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes]:
         """Bytes of stored pieces, which are fetched first where they are missing.
 

@@ -24,7 +24,8 @@ PIECE_BYTES = 8 << 10
 """Hash blocks are stored in this unit; with SHA-512 it proves 512 KiB of data: a chunk."""
 
 PIECES_AT_ONCE = 8
-"""So many are fetched together for a reader, who is likely to read on near by."""
+"""So many are fetched together for a reader, who is likely to read on near by; fewer where the line
+takes longer for them than for another request."""
 
 PIECES_BESIDE = 16
 """So many, on either side, come sooner than they are wanted, that they need no request of their
@@ -127,7 +128,8 @@ class HashPieces:
         """
         missing = self.tree.missing(first_block, count)
         if missing:
-            self._want(self._numbers(missing, 1 if exactly else PIECES_AT_ONCE))
+            along = 1 if exactly else self._fetcher.along_bytes // PIECE_BYTES
+            self._want(self._numbers(missing, max(1, min(along, PIECES_AT_ONCE))))
 
     def begin_exactly(
         self, spans: Iterable[tuple[int, int]], is_coming: Callable[[int, int], bool]

@@ -150,6 +150,16 @@ class Line:
         return min(int(self.bytes_per_s * saved_s), MOST_GAP_BYTES)
 
     @property
+    def along_bytes(self) -> int:
+        """How much is worth fetching along with what a reader waits for, if he may want it soon.
+
+        It takes as long as another request would.
+        """
+        if self.bytes_per_s is None or not self._waits:
+            return UNKNOWN_BYTES
+        return int(self.bytes_per_s * (REQUEST_S + min(self._waits)))
+
+    @property
     def ahead_bytes(self) -> int:
         """How far ahead of a sequential reader to fetch: so that the line is never idle."""
         if self.bytes_per_s is None:

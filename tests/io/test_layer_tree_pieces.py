@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.layer.hashes import PIECE_BYTES, Cuts
+from lazyfs.layer.line import WAITS
 from lazyfs.model import ByteRange
 from lazyfs.verity.geometry import geometry
 from lazyfs.verity.params import VerityParams
@@ -80,17 +81,26 @@ async def read_one(opened: Opened, store: RottingStore) -> int:
     return len(store.keys("tree-"))
 
 
-async def test_a_reader_gets_neighbours_unless_he_is_foreseen(layer: Layer):
-    counts = []
-    for foreseen in (False, True):
-        store = RottingStore()
-        async with rigged(store) as rig:
-            opened = await rig.open(layer)
-            ahead = opened.reader.ahead
-            assert ahead is not None
-            ahead.coming = {1} if foreseen else ()
-            counts.append(await read_one(opened, store))
-    assert counts == [8, 1]
+@pytest.mark.parametrize(
+    ("mbit", "foreseen", "pieces"),
+    [(100, False, 8), (100, True, 1), (30, False, 3), (10, False, 1)],
+)
+async def test_a_reader_gets_neighbours_unless_he_is_foreseen_or_the_line_is_thin(
+    layer: Layer, mbit: int, foreseen: bool, pieces: int
+):
+    store = RottingStore()
+    async with rigged(store) as rig:
+        opened = await rig.open(layer)
+        ahead = opened.reader.ahead
+        assert ahead is not None
+        ahead.coming = {1} if foreseen else ()
+        line = rig.engine.turns.line
+        line.asked(WAITS)
+        for _ in range(WAITS):
+            line.began(0.0, 0.005, 1)
+            line.ended(0.0)
+        line.bytes_per_s = mbit * 1e6 / 8
+        assert await read_one(opened, store) == pieces
 
 
 async def test_a_portion_of_a_profile_brings_hash_blocks_for_the_next_ones(layer: Layer):

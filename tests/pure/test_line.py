@@ -95,6 +95,9 @@ def test_a_thin_line_is_kept_free_and_a_long_one_full():
     assert thin.background_bytes * 8 / 10e6 <= 0.3
     assert long.background_bytes >= 2 * 1000e6 / 8 * 0.05
     assert thin.gap_bytes < 10_000 < long.gap_bytes
+    assert thin.along_bytes == pytest.approx(10e6 / 8 * 0.007, rel=0.05)
+    assert long.along_bytes > 1000e6 / 8 * 0.05
+    assert Line().along_bytes == UNKNOWN_BYTES
     assert thin.ahead_bytes == LEAST_AHEAD_BYTES
     assert long.ahead_bytes == MOST_AHEAD_BYTES
 
