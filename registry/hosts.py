@@ -5,7 +5,6 @@ names them, the registry itself (``server``) last.
 """
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -89,6 +88,8 @@ def parse_hosts_file(raw: bytes, folder: str, endpoint: str) -> tuple[HostConfig
     Raises:
         ConfigurationError: not TOML, or a value of the wrong kind.
     """
+    import tomllib  # only now: most machines have no such file
+
     what = f"{folder}/hosts.toml"
     try:
         document = tomllib.loads(raw.decode("utf-8"))

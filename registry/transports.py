@@ -7,17 +7,9 @@ async with open_source("oci:app:latest") as source:
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
-import trio
-
-from registry.archive import ArchiveMembers, open_archive_destination
-from registry.docker_archive import DockerArchiveSource
-from registry.errors import InvalidReferenceError
-from registry.files import FolderMembers, OpenFiles
 from registry.interfaces import DEFAULT_ACCESS, Access, ImageDestination, ImageSource
-from registry.layout import LayoutDestination, LayoutSource
-from registry.reference import LocalName, Reference, Transport, parse_image_name
+from registry.reference import Reference, parse_image_name
 
 
 @asynccontextmanager
@@ -38,20 +30,10 @@ async def open_source(name: str, access: Access = DEFAULT_ACCESS) -> AsyncIterat
         async with open_client(parsed, access) as client:
             yield RegistrySource(client)
         return
-    files = OpenFiles()
-    try:
-        yield await _open_local(parsed, _absolute(parsed), files)
-    finally:
-        files.close()
+    from registry.localimages import open_local_source
 
-
-async def _open_local(name: LocalName, path: Path, files: OpenFiles) -> ImageSource:
-    if name.transport is Transport.OCI:
-        return LayoutSource(name, FolderMembers(path, files))
-    members = await ArchiveMembers.read(path, files)
-    if name.transport is Transport.OCI_ARCHIVE:
-        return LayoutSource(name, members)
-    return DockerArchiveSource(name, members)
+    async with open_local_source(parsed) as source:
+        yield source
 
 
 @asynccontextmanager
@@ -73,20 +55,8 @@ async def open_destination(
 
         async with open_client(parsed, access) as client:
             yield RegistryDestination(client)
-    elif parsed.transport is Transport.OCI:
-        destination = LayoutDestination(parsed, _absolute(parsed), access.timeout_s)
-        await trio.to_thread.run_sync(destination.prepare)
+        return
+    from registry.localimages import open_local_destination
+
+    async with open_local_destination(parsed, access.timeout_s) as destination:
         yield destination
-    elif parsed.transport is Transport.OCI_ARCHIVE:
-        target = _absolute(parsed)
-        async with open_archive_destination(parsed, target, access.timeout_s) as archive:
-            yield archive
-    else:
-        raise InvalidReferenceError(
-            f"{parsed}: a Docker archive can only be read; use oci-archive:"
-        )
-
-
-def _absolute(name: LocalName) -> Path:
-    """The path as it is meant now: the working directory may change while the image is open."""
-    return Path(name.path).absolute()

@@ -18,7 +18,6 @@ from registry.interfaces import ImageSource
 from registry.reference import Reference, parse_image_name
 
 MEANWHILE = (
-    "tarfile",
     "lazyfs.erofs.image",
     "lazyfs.verity.trusted",
     "lazyfs.seekable.tables",

@@ -10,8 +10,6 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-import platformdirs
-
 from lazyfs.errors import MountError
 from lazyfs.mount.mountinfo import current_mounts
 from lazyfs.mount.runtime import base_folder
@@ -25,6 +23,8 @@ def state_folder() -> Path:
     """Where overlays have what they need while they are mounted."""
     if os.geteuid() == 0 and os.access("/var/lib", os.W_OK):
         return Path("/var/lib/lazyfs/rw")
+    import platformdirs  # only now: root needs it not
+
     return platformdirs.user_state_path("lazyfs") / "rw"
 
 

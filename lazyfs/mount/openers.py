@@ -6,7 +6,6 @@ from lazyfs.localname import STORE_SCHEME
 from lazyfs.mount.assemble import open_image
 from lazyfs.mount.mountedimage import MountedImage
 from lazyfs.mount.options import MountOptions
-from lazyfs.mount.storefolder import open_store
 from registry.interfaces import ImageSource
 
 
@@ -15,5 +14,7 @@ def open_named(
 ) -> AbstractAsyncContextManager[MountedImage]:
     """Open what ``name`` means, by ``source`` if that was opened before; an ``ImageOpener``."""
     if name.startswith(STORE_SCHEME):
+        from lazyfs.mount.storefolder import open_store  # only now: images need none of it
+
         return open_store(name, options)
     return open_image(name, options, source)

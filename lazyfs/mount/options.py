@@ -10,8 +10,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from cache.freespace import DEFAULT_MIN_FREE, MinFree
 from lazyfs.model import VerifyMode
 from registry.interfaces import Access
@@ -28,6 +26,8 @@ def default_cache_dir() -> Path:
     """Where chunks are kept: ``/var/cache/lazyfs`` for root, the user's cache folder otherwise."""
     if os.geteuid() == 0 and os.access("/var/cache", os.W_OK):
         return Path("/var/cache/lazyfs")
+    import platformdirs  # only now: root needs it not
+
     return platformdirs.user_cache_path("lazyfs")
 
 

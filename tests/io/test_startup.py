@@ -88,3 +88,9 @@ assert before == set(sys.modules)
 
 def test_a_daemon_imports_most_of_itself_behind_its_first_question():
     assert "lazyfs.mount.openers" in imported_by(MEANWHILE)
+
+
+def test_a_daemon_of_a_registry_imports_nothing_for_other_images():
+    modules = imported_by(f"import registry.remote, registry.source\n{MEANWHILE}")
+    others = {"tarfile", "tomllib", "registry.layout", "registry.archive"}
+    assert not modules & (others | {"lazyfs.mount.storefolder", "lazyfs.store.index"})
