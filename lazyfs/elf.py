@@ -55,11 +55,12 @@ class Program(NamedTuple):
     interpreter: ByteRange | None
     """Where the path of the dynamic linker is."""
 
-    def in_file(self, address: int) -> int | None:
-        """Where in the file something is that is mapped to ``address``."""
+    def in_file(self, address: int, length: int = 1) -> ByteRange | None:
+        """Where in the file something is that is mapped to ``address``, up to its segment's end."""
         for where, start, _ in self.segments:
-            if start <= address < start + where.length:
-                return where.offset + address - start
+            if start <= address < start + where.length and length > 0:
+                left = start + where.length - address
+                return ByteRange(where.end - left, min(length, left))
         return None
 
 
@@ -68,8 +69,9 @@ class Dynamic(NamedTuple):
 
     needed: tuple[int, ...]
     """Where the names of libraries are."""
-    tables_end: int
-    """Behind the tables of strings and of relocations, whichever is the last; 0: there are none."""
+    tables: tuple[ByteRange, ...]
+    """Of strings and of relocations. Those of the first segment are one, from the beginning on:
+    what lies between them are other tables."""
 
 
 def parse_program(head: bytes, size_bytes: int) -> Program | None:
@@ -111,16 +113,20 @@ def parse_dynamic(program: Program, section: bytes) -> Dynamic:
             named.append(value)
         else:
             found[tag] = value
-    strings = program.in_file(found.get(_DT_STRTAB, -1))
+    strings = program.in_file(found.get(_DT_STRTAB, -1), found.get(_DT_STRSZ, 0))
     if strings is None:
-        return Dynamic((), 0)
-    strings_bytes = found.get(_DT_STRSZ, 0)
-    end = strings + strings_bytes
+        return Dynamic((), ())
+    tables = [strings]
     for table, size in ((_DT_RELA, _DT_RELASZ), (_DT_JMPREL, _DT_PLTRELSZ)):
-        start = program.in_file(found.get(table, -1))
-        if start is not None:
-            end = max(end, start + found.get(size, 0))
-    return Dynamic(tuple(strings + at for at in named if at < strings_bytes), end)
+        where = program.in_file(found.get(table, -1), found.get(size, 0))
+        if where is not None:
+            tables.append(where)
+    first = program.segments[0].where
+    inside = [where.end for where in tables if first.offset <= where.offset < first.end]
+    apart = [where for where in tables if not first.offset <= where.offset < first.end]
+    together = [ByteRange(0, max(inside))] if inside else []
+    needed = tuple(strings.offset + at for at in named if at < strings.length)
+    return Dynamic(needed, (*together, *apart))
 
 
 def parse_name(data: bytes) -> bytes | None:

@@ -193,8 +193,8 @@ class Libraries:
             await self._named(program, LINKER_CACHE)
             await self._named(program, elf.parse_name(await file.load(program.interpreter)))
         dynamic = elf.parse_dynamic(program, await file.load(program.dynamic))
-        if dynamic.tables_end:
-            file.foresee_faults(ByteRange(0, dynamic.tables_end))
+        for table in dynamic.tables:
+            file.foresee_faults(table)
         for at in dynamic.needed:
             name = elf.parse_name(await file.load(ByteRange(at, elf.MAX_NAME_BYTES)))
             await self._named(program, name)

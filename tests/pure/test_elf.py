@@ -1,6 +1,7 @@
 """What ELF files say of what they want: beside readelf, and where they are broken."""
 
 import re
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,14 +18,14 @@ from tests.support.elf_files import TABLES, elf_file
 SIZE = 0x4000
 
 
-def understood(data: bytes) -> tuple[Program, list[bytes], int]:
-    """The program, the names that it needs and where its tables end."""
+def understood(data: bytes) -> tuple[Program, list[bytes], list[ByteRange]]:
+    """The program, the names that it needs and its tables."""
     program = parse_program(data[: elf.HEAD_BYTES], len(data))
     assert program is not None
     assert program.dynamic is not None
     found = parse_dynamic(program, data[program.dynamic.offset : program.dynamic.end])
     names = [parse_name(data[at : at + elf.MAX_NAME_BYTES]) for at in found.needed]
-    return program, [name for name in names if name is not None], found.tables_end
+    return program, [name for name in names if name is not None], list(found.tables)
 
 
 def readelf(option: str, path: str) -> str:
@@ -42,7 +43,7 @@ def libraries() -> list[str]:
 @pytest.mark.parametrize("path", libraries())
 def test_it_says_what_readelf_says(path: str):
     data = Path(path).read_bytes()
-    program, names, tables_end = understood(data)
+    program, names, tables = understood(data)
     dynamic = readelf("--dynamic", path)
     assert names == [name.encode() for name in re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)]
     loads = re.findall(
@@ -60,16 +61,18 @@ def test_it_says_what_readelf_says(path: str):
     sections = re.findall(
         r"\.(?:dynstr|rela\.dyn|rela\.plt) +\w+ +\w+ (\w+) (\w+)", readelf("--sections", path)
     )
-    assert tables_end == max(int(start, 16) + int(size, 16) for start, size in sections)
+    for start, size in sections:
+        begin, end = int(start, 16), int(start, 16) + int(size, 16)
+        assert any(table.offset <= begin < end <= table.end for table in tables)
 
 
 @pytest.mark.parametrize("order", "<>")
 def test_both_byte_orders_are_understood(order: str):
     data = elf_file([b"liba.so", b"b"], interpreter=b"/ld", relocations=48, order=order)
-    program, names, tables_end = understood(data)
+    program, names, tables = understood(data)
     assert (program.byte_order, program.machine) == (order, 62)
     assert names == [b"liba.so", b"b"]
-    assert tables_end == TABLES + len(b"\0liba.so\0b\0") + 48
+    assert tables == [ByteRange(0, TABLES + len(b"\0liba.so\0b\0") + 48)]
     assert program.interpreter is not None
     assert parse_name(data[program.interpreter.offset :]) == b"/ld"
     assert [segment.is_written for segment in program.segments] == [False, True]
@@ -89,6 +92,22 @@ def test_segments_behind_the_end_do_not_count():
     program = parse_program(data, SIZE - 1)
     assert program is not None
     assert [segment.where for segment in program.segments] == [ByteRange(0, SIZE - 0x1000)]
+
+
+def test_tables_that_were_moved_do_not_bring_all_before_them():
+    data = bytearray(elf_file([b"liba.so"], relocations=48))
+    written = SIZE - 0x1000
+    strings = data[TABLES : TABLES + 9]
+    data[SIZE - 9 :] = strings
+    struct.pack_into("<Q", data, written + 16 + 8, 0x800000 + SIZE - 9)
+    _, names, tables = understood(bytes(data))
+    assert names == [b"liba.so"]
+    assert tables == [ByteRange(0, TABLES + 9 + 48), ByteRange(SIZE - 9, 9)]
+
+
+def test_tables_end_with_their_segment():
+    data = elf_file([b"liba.so"], relocations=1 << 60)
+    assert understood(data)[2] == [ByteRange(0, SIZE - 0x1000)]
 
 
 def test_no_more_names_than_allowed():
@@ -126,5 +145,5 @@ def check(head: bytes, section: bytes, size: int) -> None:
         assert part is None or 0 <= part.offset < part.end <= size
     found = parse_dynamic(program, section)
     assert len(found.needed) <= elf.MAX_NEEDED
-    assert found.tables_end >= 0
-    assert all(at >= 0 for at in found.needed)
+    assert all(0 <= table.offset < table.end <= size for table in found.tables)
+    assert all(0 <= at < size for at in found.needed)
