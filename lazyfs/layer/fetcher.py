@@ -12,7 +12,7 @@ for the next try. Memory held: at most ``RUN_BYTES`` and one piece per request u
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from itertools import groupby
 from typing import TypeVar
 
@@ -105,18 +105,22 @@ class PieceFetcher:
 
         Cancelled: fetches that were begun go on.
         """
+        self._engine.turns.wanted(wanted)
         found = await self._stored(wanted)
         missing = [index for index, data in enumerate(found) if data is None]
         self._counters.cache_hits += len(wanted) - len(missing)
         if not missing:
             return [data for data in found if data is not None]
         self._counters.cache_misses += len(missing)
+        flying = self._engine.flights.flying
+        surprised = any(flying(wanted[index][0].key) is None for index in missing)
         self.begin(wanted[index][0] for index in missing)
         self._hurry(wanted[index][0] for index in missing)
         # Held from the start: a flight may end before its turn comes, and the store lose the piece.
         flights = [self._engine.flights.flying(wanted[index][0].key) for index in missing]
-        for index, flight in zip(missing, flights, strict=True):
-            found[index] = await self._arrival(flight, *wanted[index])
+        with self._engine.turns.surprised() if surprised else nullcontext():
+            for index, flight in zip(missing, flights, strict=True):
+                found[index] = await self._arrival(flight, *wanted[index])
         return [data for data in found if data is not None]
 
     def read_nowait(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes] | None:
@@ -130,6 +134,7 @@ class PieceFetcher:
             if data is None:
                 return None
             found.append(data)
+        self._engine.turns.wanted(wanted)
         self._counters.cache_hits += len(wanted)
         return found[::-1]
 
@@ -145,6 +150,7 @@ class PieceFetcher:
         parts = [(piece.key, offset, length) for piece, offset, length in wanted]
         result = await store.load_for(parts, work, self._engine.proving_readers)
         if result is not None:
+            self._engine.turns.wanted(wanted)
             self._counters.cache_hits += len(wanted)
         return result
 
@@ -177,13 +183,16 @@ class PieceFetcher:
                 waited.add(index)
                 found[index] = data
 
-    def begin(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
+    def begin(
+        self, pieces: Iterable[Piece], *, background: bool = False, late: bool = False
+    ) -> None:
         """Begin to fetch missing pieces that nobody is fetching yet; returns at once.
 
         Args:
             pieces: neighbours become one request.
             background: nobody waits for them, so that they wait for their turn, and what lies in
                 short gaps between them is fetched as well.
+            late: if so, how they wait for it: see ``Turns.line_up``.
         """
         line = self._engine.turns.line
         longest = line.run_bytes if background else RUN_BYTES
@@ -200,12 +209,12 @@ class PieceFetcher:
                     bridge = self._bridge(ByteRange(end, piece.where.offset - end))
                     end = bridge[-1].piece.where.end if bridge else end
                 if end != piece.where.offset or piece.where.end - start > longest:
-                    self._start(run, background=background)
+                    self._start(run, background=background, late=late)
                     run = []
                 run += bridge
             run.append(Fetch(piece, flight))
         if run:
-            self._start(run, background=background)
+            self._start(run, background=background, late=late)
 
     def _bridge(self, gap: ByteRange) -> list[Fetch | Passing]:
         """The pieces in a gap, to be kept where the store lacks them."""
@@ -216,13 +225,15 @@ class PieceFetcher:
             bridge.append(Passing(piece) if flight is None else Fetch(piece, flight))
         return bridge
 
-    def _start(self, run: Run, *, background: bool) -> None:
+    def _start(self, run: Run, *, background: bool, late: bool = False) -> None:
         turn: Turn | None = None
         if background:
-            turn = self._engine.turns.line_up(length_of(run))
+            turn = self._engine.turns.line_up(length_of(run), late=late)
             queued = Queued(run, turn)
-            own = (fetch.piece.key for fetch in run if isinstance(fetch, Fetch))
+            own = [fetch.piece.key for fetch in run if isinstance(fetch, Fetch)]
             self._queued.update(dict.fromkeys(own, queued))
+            if late:
+                self._engine.turns.brings(own)
         else:
             self._engine.turns.asked(length_of(run))
         self._engine.nursery.start_soon(self._fetch_run, run, turn)
@@ -243,7 +254,7 @@ class PieceFetcher:
             for hurried, part in groupby(run, lambda fetch: fetch.piece.key in wanted):
                 rest = list(part)
                 if any(isinstance(fetch, Fetch) for fetch in rest):
-                    self._start(rest, background=not hurried)
+                    self._start(rest, background=not hurried, late=queued.turn.late)
 
     def want(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
         """Begin to fetch those of ``pieces`` that the store lacks; returns at once."""
@@ -261,7 +272,7 @@ class PieceFetcher:
         Cancelled: as for ``read``.
         """
         missing = [piece for piece in pieces if not self._engine.store.contains(piece.key)]
-        self.begin(missing, background=True)
+        self.begin(missing, background=True, late=True)
         flights = [self._engine.flights.flying(piece.key) for piece in missing]
         for piece, flight in zip(missing, flights, strict=True):
             await self._arrival(flight, piece, 0, 0)

@@ -20,9 +20,6 @@ FASTER, SLOWER = 0.5, 0.2
 """Weight of a sample above, and below, the estimated rate: a line looks slower than it is when
 the server is slow, TCP has just started or a reader's machine is busy."""
 
-SOONER, LATER = 0.5, 0.05
-"""Weight of a first byte that came sooner, and later: it comes late on a full line."""
-
 QUEUE_S = 0.25
 """How long bytes that nobody waits for may keep the line busy."""
 
@@ -47,8 +44,9 @@ AT_ONCE_S = 4e-4
 """What comes sooner was in this machine's memory, and says nothing of the line: a request alone
 takes longer. On a busy machine memory takes 0.1 ms, and one such answer would end all guessing."""
 
-WAITS = 16
-"""Answers of which the soonest tells the round trip: others stand behind what is under way."""
+WAITS = 64
+"""Answers of which the soonest tells the round trip: the others stood behind what was under way,
+which would make a queue of our own look like a long line, and make it longer."""
 
 LEAST_WAIT_S = 0.01
 """What can be had sooner is not guessed: asking for it when it is wanted is as good."""
@@ -65,8 +63,6 @@ MOST_PAUSE_BYTES = 256 << 10
 class Line:
     """The way to the hosts of a mount."""
 
-    first_byte_s: float | None = None
-    """Seconds from a request to the first byte of its answer; None: not known yet."""
     bytes_per_s: float | None = None
     """While answers come."""
     under_way: int = 0
@@ -89,21 +85,12 @@ class Line:
     def began(self, now_s: float, waited_s: float, length: int) -> None:
         """The first bytes of an answer came, ``waited_s`` after it was asked for."""
         if waited_s >= AT_ONCE_S:
-            self._waited(waited_s)
+            self._waits.append(waited_s)
         if not self._streams:  # these came before the clock was started
             self._sample_from_s = now_s
             self._sample_bytes = -length
         self._streams += 1
         self.received(now_s, length)
-
-    def _waited(self, waited_s: float) -> None:
-        self._waits.append(waited_s)
-        known = self.first_byte_s
-        if known is None:
-            self.first_byte_s = waited_s
-        else:
-            weight = SOONER if waited_s < known else LATER
-            self.first_byte_s = known + weight * (waited_s - known)
 
     def received(self, now_s: float, length: int) -> None:
         """More bytes of any answer came."""
@@ -127,11 +114,20 @@ class Line:
         self._sample_from_s, self._sample_bytes = now_s, 0
 
     @property
+    def round_trip_s(self) -> float:
+        """Seconds until an answer begins if nothing stands before it; 0: not known."""
+        return min(self._waits, default=0.0)
+
+    def transfer_s(self, length: int) -> float:
+        """Seconds that bytes take the line; 0: not known."""
+        return 0.0 if self.bytes_per_s is None else length / self.bytes_per_s
+
+    @property
     def background_bytes(self) -> int:
         """How much may be under way for something in the background to be asked for as well."""
         if self.bytes_per_s is None:
             return UNKNOWN_BYTES
-        return int(self.bytes_per_s * (QUEUE_S + 2 * (self.first_byte_s or 0.0)))
+        return int(self.bytes_per_s * (QUEUE_S + 2 * self.round_trip_s))
 
     @property
     def run_bytes(self) -> int:
@@ -146,7 +142,7 @@ class Line:
         """How much between two wanted pieces is fetched rather than a second request sent."""
         if self.bytes_per_s is None:
             return 0
-        saved_s = REQUEST_S + RTT_SHARE * (self.first_byte_s or 0.0)
+        saved_s = REQUEST_S + RTT_SHARE * self.round_trip_s
         return min(int(self.bytes_per_s * saved_s), MOST_GAP_BYTES)
 
     @property
@@ -164,7 +160,7 @@ class Line:
         """How far ahead of a sequential reader to fetch: so that the line is never idle."""
         if self.bytes_per_s is None:
             return LEAST_AHEAD_BYTES
-        wanted = int(self.bytes_per_s * (QUEUE_S + 4 * (self.first_byte_s or 0.0)))
+        wanted = int(self.bytes_per_s * (QUEUE_S + 4 * self.round_trip_s))
         return max(LEAST_AHEAD_BYTES, min(wanted, MOST_AHEAD_BYTES))
 
     @property
@@ -177,7 +173,7 @@ class Line:
         if self.bytes_per_s is None or not self._waits:
             return 0
         pause_bytes = min(self.bytes_per_s * PAUSE_S, MOST_PAUSE_BYTES)
-        return int(max(self.bytes_per_s * min(self._waits), pause_bytes))
+        return int(max(self.bytes_per_s * self.round_trip_s, pause_bytes))
 
     def may_guess(self, length: int, others: int = 0) -> bool:
         """Whether a guess is worth it, and may be asked for now.
@@ -187,7 +183,7 @@ class Line:
             others: to be asked for before it.
         """
         room = self.under_way + others + length <= self.guess_bytes
-        return room and min(self._waits) + length / (self.bytes_per_s or 1) >= LEAST_WAIT_S
+        return room and self.round_trip_s + self.transfer_s(length) >= LEAST_WAIT_S
 
     def has_room(self, length: int) -> bool:
         """Whether something in the background may be asked for now."""

@@ -20,7 +20,6 @@ THIN = 200_000
 async def opened(rig: Rig, rate: float | None) -> Opened:
     layer = await rig.open(build.seekable(noise(CHUNKS * CHUNK), CHUNK, None))
     rig.engine.turns.line.bytes_per_s = rate
-    rig.engine.turns.line.first_byte_s = 0.0
     return layer
 
 
@@ -119,7 +118,7 @@ async def test_random_reads_fetch_nothing_in_vain_and_sequential_ones_go_ahead()
 
 
 async def test_those_who_wait_for_their_turn_get_it_in_order_or_when_they_are_in_a_hurry():
-    turns = Turns(Line(first_byte_s=0.0, bytes_per_s=4000.0))  # room for 1000 bytes
+    turns = Turns(Line(bytes_per_s=4000.0))  # room for 1000 bytes
     served: list[int] = []
     lined_up = [turns.line_up(800) for _ in range(5)]
 
