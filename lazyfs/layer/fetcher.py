@@ -11,7 +11,7 @@ for the next try. Memory held: at most ``RUN_BYTES`` and one piece per request u
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import aclosing, nullcontext
 from itertools import groupby
 from typing import TypeVar
@@ -81,6 +81,8 @@ class PieceFetcher:
         self._outages = 0
         self.between: Callable[[ByteRange], Sequence[Piece]] = _nothing_between
         """The pieces that fill a range of the blob exactly; none if there are no such."""
+        self.foreseen: Container[ChunkKey] = ()
+        """Pieces that come anyway, if only later."""
         self._queued: dict[ChunkKey, Queued] = {}
         """Pieces that nobody waited for when their fetch was begun, and whose turn has not come."""
 
@@ -112,8 +114,7 @@ class PieceFetcher:
         if not missing:
             return [data for data in found if data is not None]
         self._counters.cache_misses += len(missing)
-        flying = self._engine.flights.flying
-        surprised = any(flying(wanted[index][0].key) is None for index in missing)
+        surprised = self._is_surprise(wanted[index][0].key for index in missing)
         self.begin(wanted[index][0] for index in missing)
         self._hurry(wanted[index][0] for index in missing)
         # Held from the start: a flight may end before its turn comes, and the store lose the piece.
@@ -122,6 +123,11 @@ class PieceFetcher:
             for index, flight in zip(missing, flights, strict=True):
                 found[index] = await self._arrival(flight, *wanted[index])
         return [data for data in found if data is not None]
+
+    def _is_surprise(self, missing: Iterable[ChunkKey]) -> bool:
+        """Whether something is missing that is not on its way, and would not come later either."""
+        flying = self._engine.flights.flying
+        return any(flying(key) is None and key not in self.foreseen for key in missing)
 
     def read_nowait(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes] | None:
         """As ``read`` where all of it is at hand; else None."""

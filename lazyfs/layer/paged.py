@@ -1,7 +1,7 @@
 """Small reads through the page memory; the common part of all verified readers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import trio
 
@@ -70,6 +70,14 @@ class PagedReader(ABC):
             VerificationError, ImageFormatError, SourceUnavailableError: it cannot be had.
         """
         await trio.lowlevel.checkpoint()
+
+    def foresee(self, chunks: Collection[int]) -> None:
+        """Know that some chunks come anyway, by somebody who knows what is wanted after them.
+
+        Readers of them need no read-ahead, and who waits for one is not surprised.
+        """
+        if self.ahead is not None:
+            self.ahead.coming = chunks
 
     def read_nowait(self, offset: int, length: int) -> bytes | None:
         """As ``read`` if the bytes are at hand, else None; never blocks.

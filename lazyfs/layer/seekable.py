@@ -11,7 +11,7 @@ Two proofs, each with a form of storage that can be proven again without the net
 So the disk is never trusted. ``--verify=fetch`` and ``off`` trust it (``StoredLayer``).
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 import trio
@@ -72,6 +72,11 @@ class StoredLayer(PagedReader):
         """See ``PagedReader.begin``."""
         pieces = [piece for piece, _, _ in self._chunks.over(offset, length)]
         self._fetcher.want(pieces, background=background)
+
+    def foresee(self, chunks: Collection[int]) -> None:
+        """See ``PagedReader.foresee``."""
+        super().foresee(chunks)
+        self._fetcher.foreseen = {self._chunks.piece(index).key for index in chunks}
 
     async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``."""
@@ -374,6 +379,11 @@ class FrameLayer(PagedReader):
         """See ``PagedReader.begin``."""
         pieces = [piece for piece, _, _ in self._chunks.over(offset, length)]
         self._fetcher.want(pieces, background=background)
+
+    def foresee(self, chunks: Collection[int]) -> None:
+        """See ``PagedReader.foresee``."""
+        super().foresee(chunks)
+        self._fetcher.foreseen = {self._chunks.piece(index).key for index in chunks}
 
     async def have(self, ranges: Sequence[ByteRange]) -> None:
         """See ``PagedReader.have``."""

@@ -14,8 +14,8 @@ import trio
 
 from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import LazyfsError, ProfileError
-from lazyfs.layer.ahead import LayerAhead
 from lazyfs.layer.guess import Guesser
+from lazyfs.layer.paged import PagedReader
 from lazyfs.layer.prefetch import Progress, fetch_batches, prefetch
 from lazyfs.mount.options import MountOptions
 from lazyfs.mount.report import LayerReport
@@ -154,19 +154,22 @@ class Startup:
 
 @contextmanager
 def _expected(batches: Sequence[Batch], layers: Mapping[int, LayerReport]) -> Iterator[None]:
-    """No read-ahead by who reads what batches bring: they bring what he wants next as well."""
-    coming: dict[LayerAhead, set[int]] = {}
+    """No read-ahead by who reads what batches bring: they bring what he wants next as well.
+
+    And who wants it before it comes is not surprised.
+    """
+    coming: dict[PagedReader, set[int]] = {}
     for batch in batches:
         for number, ranges in batch.ranges.items():
             opened = layers[number].opened
-            if opened.reader.ahead is not None and opened.chunks is not None:
-                chunks = coming.setdefault(opened.reader.ahead, set())
+            if opened.chunks is not None:
+                chunks = coming.setdefault(opened.reader, set())
                 for where in ranges:
                     chunks.update(index for index, _ in opened.chunks.table.parts(where))
     try:
-        for ahead, chunks in coming.items():
-            ahead.coming = chunks
+        for reader, chunks in coming.items():
+            reader.foresee(chunks)
         yield
     finally:
-        for ahead in coming:
-            ahead.coming = ()
+        for reader in coming:
+            reader.foresee(())
