@@ -13,7 +13,7 @@ opening.py   the beginning of a blob, fetched along with its chunk table
 What is asked for when nobody waits for it:
 
 line.py      how fast the line is, and what follows from it (pure)
-turns.py     who may ask now
+turns.py     who may ask now; surprise.py: whether readers want what the background brings (pure)
 readahead.py who reads from front to back (pure); ahead.py: which chunks that makes
 likely.py    what others will want next (pure); guess.py: fetches it while the line is idle
 
