@@ -72,7 +72,7 @@ async def test_a_profile_of_something_else_takes_little_time(
     layer: Layer, line: tuple[float, float], autojump_clock: trio.testing.MockClock
 ):
     alone_s = await seconds(layer, line, OTHERS)
-    assert await seconds(layer, line, OTHERS, NAMED) < 1.25 * alone_s
+    assert await seconds(layer, line, OTHERS, NAMED) < 1.4 * alone_s
 
 
 @pytest.mark.parametrize("line", LINES)
