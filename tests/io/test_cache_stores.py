@@ -205,7 +205,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(OPERATIONS, st.integers(0, 16))
 def test_both_stores_do_the_same(operations: list[tuple[str, int]], limit_blocks: int):
     async def compare(path: Path) -> None:

@@ -72,7 +72,7 @@ async def walk(tree: ImageTree, rng: random.Random | None) -> list[bytes]:
 
 
 @given(st.integers(0, 1 << 32), st.integers(1, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_they_are_the_same(seed: int, count: int):
     async def main() -> None:
         images = images_of(random_stack(random.Random(seed), count))

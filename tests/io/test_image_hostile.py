@@ -202,7 +202,7 @@ async def test_a_single_image_shows_itself_as_it_is():
 
 
 @given(st.lists(st.tuples(st.integers(0, len(IMAGE) - 1), st.integers(1, 255)), max_size=6))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_damaged_layer_gives_only_errors_of_ours(damage: list[tuple[int, int]]):
     image = bytearray(IMAGE)
     for place, change in damage:

@@ -34,7 +34,7 @@ seeds = st.integers(0, 1 << 32)
 
 
 @given(seeds, st.integers(1, 5), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_stack_is_what_unpacking_it_gives(seed: int, count: int, hesitant: bool):
     stack = random_stack(random.Random(seed), count)
 
@@ -63,7 +63,7 @@ def test_a_stack_is_what_unpacking_it_gives(seed: int, count: int, hesitant: boo
 
 
 @given(seeds, st.integers(1, 4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_node_ids_outlive_the_daemon(seed: int, count: int):
     stack = random_stack(random.Random(seed), count)
 
@@ -84,7 +84,7 @@ def test_node_ids_outlive_the_daemon(seed: int, count: int):
 
 
 @given(seeds, st.integers(2, 4), st.integers(1, 3), st.integers(1, 3))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_small_memories_change_nothing(seed: int, count: int, stacks: int, listed: int):
     stack = random_stack(random.Random(seed), count)
 

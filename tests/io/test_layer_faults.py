@@ -327,7 +327,7 @@ async def test_what_opening_needs_is_asked_for_again_when_it_is_wrong(layer: Lay
     st.sampled_from([None, 1]),
     st.sampled_from([VerifyMode.ALWAYS, VerifyMode.FETCH]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_lying_source_is_found_out(layer: Layer, lies, times, verify):
     async def main() -> None:
         async with rigged() as rig:
@@ -351,7 +351,7 @@ def test_a_lying_source_is_found_out(layer: Layer, lies, times, verify):
     st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=20),
     st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_rotten_store_is_found_out(layer: Layer, places, gone):
     async def main() -> None:
         store = RottingStore(None)

@@ -325,7 +325,7 @@ annotation_values = st.one_of(
     st.lists(st.tuples(st.integers(0, 500), st.binary(min_size=1, max_size=9)), max_size=3),
     st.sampled_from(VerifyMode),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_whatever_manifest_and_blob_say_only_our_errors_come_out(layer, said, splices, verify):
     for short, value in said.items():
         names = [name for name in layer.annotations if name.replace("_", "").endswith(short)]

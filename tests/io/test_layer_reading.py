@@ -81,7 +81,7 @@ def reads(draw: st.DrawFn, size: int) -> tuple[int, int]:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_read_gives_the_bytes_of_the_image(data: st.DataObject):
     layer = data.draw(layers())
     verify = data.draw(st.sampled_from(VerifyMode))

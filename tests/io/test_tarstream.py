@@ -84,7 +84,7 @@ def test_progress_counts_all_bytes():
 
 
 @given(st.integers(1, 5000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_pieces_of_the_stream_do_not_matter(sizes):
     stream = tars.odd_layer()
     assert read_all(Trickle(stream, sizes)) == read_all(stream)
@@ -131,7 +131,6 @@ NAMES = st.text(min_size=1, max_size=300).filter(lambda name: "\0" not in name.s
     ),
     st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
 )
-@settings(deadline=None)
 def test_archives_by_the_standard_library(members, tar_format):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tar_format, errors="surrogatepass") as archive:
@@ -393,7 +392,7 @@ def test_a_cut_archive_is_complete_or_an_error(cut):
         assert len(read_all(whole[:cut])) in (0, 1, 2)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_damaged_archives_give_conversion_errors_only(data):
     stream = bytearray(tars.odd_layer()[:60_000])
@@ -406,7 +405,6 @@ def test_damaged_archives_give_conversion_errors_only(data):
         return
 
 
-@settings(deadline=None)
 @given(st.binary(min_size=512, max_size=512), st.binary(max_size=2000))
 def test_any_header_with_a_good_checksum(block, rest):
     checked = block[:148] + b" " * 8 + block[156:]

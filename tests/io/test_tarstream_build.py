@@ -186,7 +186,7 @@ def test_entries_that_cannot_be_are_named(members, named):
     assert "\n" not in str(caught.value)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.data())
 def test_damaged_tars_give_an_image_or_a_conversion_error(data):
     stream = bytearray(tars.odd_layer()[:40_000])

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lazyfs.erofs import ondisk
@@ -405,7 +405,6 @@ def expected(operations) -> dict[bytes, tuple[str, bytes, int]]:
     return model
 
 
-@settings(deadline=None)
 @given(st.lists(OPERATIONS, max_size=25))
 def test_any_entries_read_back(operations):
     entries = Entries()

@@ -4,7 +4,7 @@ import os
 from functools import cache
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lazyfs.erofs import fsck
@@ -50,7 +50,7 @@ def touched(name: str) -> list[int]:
     return sorted({at for start, length in ranges for at in range(start, start + length, 2)})
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=EXAMPLES)
 @given(st.sampled_from(sorted(GOLDEN)), st.data())
 def test_random_bytes(name: str, data: st.DataObject):
     image, *extra = GOLDEN[name]

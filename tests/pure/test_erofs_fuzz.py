@@ -29,7 +29,6 @@ MOST_NEEDS = 100_000
 
 fuzz = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 MAGIC = ondisk.EROFS_SUPER_MAGIC_V1.to_bytes(4, "little")

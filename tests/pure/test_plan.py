@@ -253,7 +253,7 @@ descriptors = st.builds(
 
 
 @given(st.lists(descriptors, max_size=6), st.sampled_from(VerifyMode))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_manifest_gives_a_plan_or_one_line(layers: list[Descriptor], verify: VerifyMode):
     try:
         found = plan_layers(layers, verify)

@@ -41,7 +41,7 @@ def test_sound(blocks: int, algorithm: str):
     assert found.blocks == sum(level.blocks for level in geometry(tree.params).levels)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_one_broken_block(data: st.DataObject):
     """It is named, nothing below it is called broken, and all below it is unproven."""
@@ -65,7 +65,7 @@ def test_one_broken_block(data: st.DataObject):
             assert found.is_proven(block) is (block not in lost)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sets(st.integers(0, 80), max_size=20))
 def test_several_broken_leaves(numbers: set[int]):
     tree = build(81 * FAN_OUT)
