@@ -81,7 +81,7 @@ class PieceFetcher:
         self._outages = 0
         self.between: Callable[[ByteRange], Sequence[Piece]] = _nothing_between
         """The pieces that fill a range of the blob exactly; none if there are no such."""
-        self.foreseen: Container[ChunkKey] = ()
+        self.coming: Container[ChunkKey] = ()
         """Pieces that come anyway, if only later."""
         self._queued: dict[ChunkKey, Queued] = {}
         """Pieces that nobody waited for when their fetch was begun, and whose turn has not come."""
@@ -127,7 +127,7 @@ class PieceFetcher:
     def _is_surprise(self, missing: Iterable[ChunkKey]) -> bool:
         """Whether something is missing that is not on its way, and would not come later either."""
         flying = self._engine.flights.flying
-        return any(flying(key) is None and key not in self.foreseen for key in missing)
+        return any(flying(key) is None and key not in self.coming for key in missing)
 
     def read_nowait(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes] | None:
         """As ``read`` where all of it is at hand; else None."""

@@ -71,7 +71,7 @@ class PagedReader(ABC):
         """
         await trio.lowlevel.checkpoint()
 
-    def foresee(self, chunks: Collection[int]) -> None:
+    def announce(self, chunks: Collection[int]) -> None:
         """Know that some chunks come anyway, by somebody who knows what is wanted after them.
 
         Readers of them need no read-ahead, and who waits for one is not surprised.

@@ -37,8 +37,8 @@ SAMPLES = 64
 """So many chunks are looked for to tell whether a layer has gaps."""
 
 
-class StoredLayer(PagedReader):
-    """Chunks are taken from the store as they are: proven on arrival at most."""
+class ChunkedReader(PagedReader):
+    """What is fetched chunk by chunk."""
 
     def __init__(
         self,
@@ -52,6 +52,28 @@ class StoredLayer(PagedReader):
         super().__init__(number, chunks.image_size_bytes, pages, counters)
         self._chunks = chunks
         self._fetcher = fetcher
+
+    def begin(self, offset: int, length: int, *, background: bool = False) -> None:
+        """See ``PagedReader.begin``."""
+        pieces = [piece for piece, _, _ in self._chunks.over(offset, length)]
+        self._fetcher.want(pieces, background=background)
+
+    def announce(self, chunks: Collection[int]) -> None:
+        """See ``PagedReader.announce``."""
+        super().announce(chunks)
+        self._fetcher.coming = {self._chunks.piece(index).key for index in chunks}
+
+    async def have(self, ranges: Sequence[ByteRange]) -> None:
+        """See ``PagedReader.have``."""
+        await self._fetcher.have(self._chunks.under(ranges))
+
+    def has_gaps(self) -> bool:
+        """See ``PagedReader.has_gaps``."""
+        return not self._fetcher.has(self._chunks.samples(SAMPLES))
+
+
+class StoredLayer(ChunkedReader):
+    """Chunks are taken from the store as they are: proven on arrival at most."""
 
     def proven_nowait(self, offset: int, length: int) -> bytes | None:
         """See ``PagedReader.proven_nowait``."""
@@ -67,24 +89,6 @@ class StoredLayer(PagedReader):
 
     async def _stored(self, offset: int, length: int) -> bytes:
         return _joined(await self._fetcher.read(self._chunks.over(offset, length)))
-
-    def begin(self, offset: int, length: int, *, background: bool = False) -> None:
-        """See ``PagedReader.begin``."""
-        pieces = [piece for piece, _, _ in self._chunks.over(offset, length)]
-        self._fetcher.want(pieces, background=background)
-
-    def foresee(self, chunks: Collection[int]) -> None:
-        """See ``PagedReader.foresee``."""
-        super().foresee(chunks)
-        self._fetcher.foreseen = {self._chunks.piece(index).key for index in chunks}
-
-    async def have(self, ranges: Sequence[ByteRange]) -> None:
-        """See ``PagedReader.have``."""
-        await self._fetcher.have(self._chunks.under(ranges))
-
-    def has_gaps(self) -> bool:
-        """See ``PagedReader.has_gaps``."""
-        return not self._fetcher.has(self._chunks.samples(SAMPLES))
 
 
 class VerityLayer(StoredLayer):
@@ -344,7 +348,7 @@ def _joined(parts: Sequence[bytes]) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-class FrameLayer(PagedReader):
+class FrameLayer(ChunkedReader):
     """Without dm-verity: frames are stored, and proven again whenever they are read back."""
 
     def __init__(
@@ -357,9 +361,7 @@ class FrameLayer(PagedReader):
         engine: Engine,
     ) -> None:
         """Prove what ``fetcher`` brings by the digests of the chunk table."""
-        super().__init__(number, chunks.image_size_bytes, pages, counters)
-        self._chunks = chunks
-        self._fetcher = fetcher
+        super().__init__(number, chunks, fetcher, pages, counters)
         self._engine = engine
 
     async def read_proven(self, offset: int, length: int) -> bytes:
@@ -374,24 +376,6 @@ class FrameLayer(PagedReader):
         chunks = await all_of([partial(self._chunk, index) for index, _ in parts])
         pairs = zip(chunks, parts, strict=True)
         return b"".join([chunk[part.offset : part.end] for chunk, (_, part) in pairs])
-
-    def begin(self, offset: int, length: int, *, background: bool = False) -> None:
-        """See ``PagedReader.begin``."""
-        pieces = [piece for piece, _, _ in self._chunks.over(offset, length)]
-        self._fetcher.want(pieces, background=background)
-
-    def foresee(self, chunks: Collection[int]) -> None:
-        """See ``PagedReader.foresee``."""
-        super().foresee(chunks)
-        self._fetcher.foreseen = {self._chunks.piece(index).key for index in chunks}
-
-    async def have(self, ranges: Sequence[ByteRange]) -> None:
-        """See ``PagedReader.have``."""
-        await self._fetcher.have(self._chunks.under(ranges))
-
-    def has_gaps(self) -> bool:
-        """See ``PagedReader.has_gaps``."""
-        return not self._fetcher.has(self._chunks.samples(SAMPLES))
 
     async def _chunk(self, index: int) -> bytes:
         key = (self._number, index)

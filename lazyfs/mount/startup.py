@@ -168,8 +168,8 @@ def _expected(batches: Sequence[Batch], layers: Mapping[int, LayerReport]) -> It
                     chunks.update(index for index, _ in opened.chunks.table.parts(where))
     try:
         for reader, chunks in coming.items():
-            reader.foresee(chunks)
+            reader.announce(chunks)
         yield
     finally:
         for reader in coming:
-            reader.foresee(())
+            reader.announce(())

@@ -55,7 +55,7 @@ async def seconds(
         tables = {0: (opened.chunks.table, opened.chunks.image_size_bytes)}
         runs = [BlockRun(0, chunk * BLOCKS, BLOCKS) for chunk in named]
         batches, _ = plan_batches(runs, tables)
-        reader.foresee(set(named))
+        reader.announce(set(named))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fetch_batches, batches, {0: reader}, Progress())
             began_s = trio.current_time()
