@@ -18,8 +18,8 @@ from lazyfs.layer.line import Line
 from lazyfs.layer.piece import Piece
 from lazyfs.layer.surprise import Surprise
 
-LOOK_S = 0.05
-"""Who is held back looks again after so long at least."""
+LOOK_S = 0.25
+"""Who is held back looks again after so long at least: many may stand in line on a thin line."""
 
 
 @dataclass(slots=True, eq=False)
