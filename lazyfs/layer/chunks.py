@@ -1,7 +1,7 @@
 """The chunks of one blob as pieces to fetch and store."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import TypeAlias
 
@@ -119,5 +119,8 @@ class Chunks:
 
     def under(self, ranges: Sequence[ByteRange]) -> list[Piece]:
         """The chunks under ranges of the content, each once."""
-        indexes = {index: None for where in ranges for index, _ in self.table.parts(where)}
-        return [self.piece(index) for index in indexes]
+        return [self.piece(index) for index in self.indexes(ranges)]
+
+    def indexes(self, ranges: Sequence[ByteRange]) -> Collection[int]:
+        """Their indexes, in the order of the ranges."""
+        return {index: None for where in ranges for index, _ in self.table.parts(where)}

@@ -80,8 +80,7 @@ class Guesser:
             if not self._here(piece) and self.likely.foresee(place, length):
                 layer.counters.guessed_bytes += length
                 found.append(place)
-        for first, end in _runs(found):
-            layer.begin(*layer.chunks.span(first.chunk, end))
+        self._begin(found)
 
     def start(self) -> None:
         """Guess from now on."""
@@ -135,7 +134,11 @@ class Guesser:
             self.likely.guessed(place, piece.where.length)
             self._layers[place.layer].counters.guessed_bytes += piece.where.length
             guessed.append(place)
-        for first, end in _runs(guessed):
+        self._begin(guessed)
+
+    def _begin(self, places: Sequence[Place]) -> None:
+        """Begin to fetch chunks."""
+        for first, end in _runs(places):
             layer = self._layers[first.layer]
             layer.begin(*layer.chunks.span(first.chunk, end))
 

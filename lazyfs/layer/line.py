@@ -65,6 +65,8 @@ class Line:
 
     bytes_per_s: float | None = None
     """While answers come."""
+    round_trip_s: float = 0.0
+    """Until an answer begins if nothing stands before it; 0: not known."""
     under_way: int = 0
     """Bytes that were asked for and have not come yet."""
 
@@ -86,6 +88,7 @@ class Line:
         """The first bytes of an answer came, ``waited_s`` after it was asked for."""
         if waited_s >= AT_ONCE_S:
             self._waits.append(waited_s)
+            self.round_trip_s = min(self._waits)
         if not self._streams:  # these came before the clock was started
             self._sample_from_s = now_s
             self._sample_bytes = -length
@@ -112,11 +115,6 @@ class Line:
             known = rate if self.bytes_per_s is None else self.bytes_per_s
             self.bytes_per_s = known + (FASTER if rate > known else SLOWER) * (rate - known)
         self._sample_from_s, self._sample_bytes = now_s, 0
-
-    @property
-    def round_trip_s(self) -> float:
-        """Seconds until an answer begins if nothing stands before it; 0: not known."""
-        return min(self._waits, default=0.0)
 
     def transfer_s(self, length: int) -> float:
         """Seconds that bytes take the line; 0: not known."""
@@ -151,9 +149,9 @@ class Line:
 
         It takes as long as another request would.
         """
-        if self.bytes_per_s is None or not self._waits:
+        if self.bytes_per_s is None or not self.round_trip_s:
             return UNKNOWN_BYTES
-        return int(self.bytes_per_s * (REQUEST_S + min(self._waits)))
+        return int(self.bytes_per_s * (REQUEST_S + self.round_trip_s))
 
     @property
     def ahead_bytes(self) -> int:
@@ -170,7 +168,7 @@ class Line:
         So much as the line carries while a reader of one chunk after the other leaves it idle, so
         that wrong guesses hardly keep up what such a reader wants next.
         """
-        if self.bytes_per_s is None or not self._waits:
+        if self.bytes_per_s is None or not self.round_trip_s:
             return 0
         pause_bytes = min(self.bytes_per_s * PAUSE_S, MOST_PAUSE_BYTES)
         return int(max(self.bytes_per_s * self.round_trip_s, pause_bytes))

@@ -54,9 +54,10 @@ class Surprise:
 
     def wanted(self, keys: Iterable[Hashable]) -> None:
         """A reader wants pieces: each that was brought was foreseen."""
-        for key in self.unused.keys() & set(keys):
-            del self.unused[key]
-            self._share -= WEIGHT * self._share
+        for key in keys:
+            if key in self.unused:
+                del self.unused[key]
+                self._share -= WEIGHT * self._share
 
     def calm_s(self, now_s: float) -> float:
         """Seconds until the share is small enough, if nobody waits from now on; 0: it is."""

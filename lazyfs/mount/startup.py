@@ -164,8 +164,7 @@ def _expected(batches: Sequence[Batch], layers: Mapping[int, LayerReport]) -> It
             opened = layers[number].opened
             if opened.chunks is not None:
                 chunks = coming.setdefault(opened.reader, set())
-                for where in ranges:
-                    chunks.update(index for index, _ in opened.chunks.table.parts(where))
+                chunks.update(opened.chunks.indexes(ranges))
     try:
         for reader, chunks in coming.items():
             reader.announce(chunks)

@@ -17,7 +17,8 @@ from tests.support.layer_builder import Layer
 from tests.support.layer_rig import Rig, noise, rigged
 from tests.support.settled import wait_all_settled
 from tests.support.simulated_line import open_on_line
-from tests.support.tick_registry import threads_at_once
+
+pytestmark = pytest.mark.usefixtures("no_threads")
 
 CHUNK = 128 << 10
 COUNT = 192
@@ -31,11 +32,6 @@ THINK_S = 0.004
 @pytest.fixture(scope="module")
 def layer() -> Layer:
     return build.seekable(noise(COUNT * CHUNK), CHUNK)
-
-
-@pytest.fixture(autouse=True)
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads_at_once(monkeypatch)
 
 
 def clusters() -> list[int]:
@@ -54,6 +50,8 @@ class Cost:
 
     seconds: float
     fetched_bytes: int
+    chunk_bytes: int
+    """Of it, what was no part of the hash tree."""
     requests: int
     guessed_bytes: int
     right_bytes: int
@@ -83,6 +81,7 @@ async def cost(
     return Cost(
         seconds,
         blob.fetched_bytes,
+        sum(asked.length for asked in blob.requests if asked.offset < layer.tree.offset),
         len(blob.requests),
         counters.guessed_bytes,
         counters.guessed_right_bytes,
@@ -106,7 +105,8 @@ async def test_where_a_guess_gains_nothing_there_is_none(
     without = await cost(layer, line, clusters(), guessing=False)
     guessing = await cost(layer, line, clusters(), guessing=True)
     assert guessing.guessed_bytes == 0
-    # Which of two readers of the hash tree asks first, and for how much, is left to chance.
+    # How much of the hash tree comes at once is left to chance: to who asks for it first.
+    assert guessing.chunk_bytes == without.chunk_bytes
     assert guessing.fetched_bytes == pytest.approx(without.fetched_bytes, rel=0.01)
     assert guessing.seconds == pytest.approx(without.seconds, rel=0.01)
 

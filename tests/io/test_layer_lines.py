@@ -12,7 +12,8 @@ from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer
 from tests.support.layer_rig import noise, rigged
 from tests.support.simulated_line import open_on_line
-from tests.support.tick_registry import threads_at_once
+
+pytestmark = pytest.mark.usefixtures("no_threads")
 
 CHUNK = 128 << 10
 SIZE = 16 << 20
@@ -24,11 +25,6 @@ LINES = [(rtt_ms, mbit) for rtt_ms in (0.5, 5, 50) for mbit in (10, 100, 1000)]
 @pytest.fixture(scope="module")
 def layer() -> Layer:
     return build.seekable(noise(SIZE), CHUNK)
-
-
-@pytest.fixture(autouse=True)
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads_at_once(monkeypatch)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ import trio
 import trio.testing
 
 from lazyfs.layer.prefetch import Progress, fetch_batches
-from lazyfs.profile.batches import plan_batches
+from lazyfs.profile.batches import Batch, plan_batches
 from lazyfs.profile.document import BLOCK_BYTES, BlockRun
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer
-from tests.support.layer_rig import noise, rigged
+from tests.support.layer_rig import Opened, noise, rigged
 from tests.support.simulated_line import open_on_line
-from tests.support.tick_registry import threads_at_once
+
+pytestmark = pytest.mark.usefixtures("no_threads")
 
 CHUNK = 128 << 10
 BLOCKS = CHUNK // BLOCK_BYTES
@@ -39,9 +40,12 @@ def layer() -> Layer:
     return build.seekable(noise(COUNT * CHUNK), CHUNK)
 
 
-@pytest.fixture(autouse=True)
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads_at_once(monkeypatch)
+def batches_of(found: Opened, named: Sequence[int]) -> list[Batch]:
+    """Those of a profile that names some chunks."""
+    chunks = found.opened.chunks
+    assert chunks is not None
+    runs = [BlockRun(0, chunk * BLOCKS, BLOCKS) for chunk in named]
+    return plan_batches(runs, {0: (chunks.table, chunks.image_size_bytes)})[0]
 
 
 async def seconds(
@@ -50,14 +54,10 @@ async def seconds(
     """How long a reader takes for chunks, while those that a profile names are fetched."""
     async with rigged() as rig:
         found, _ = await open_on_line(rig, layer, *line)
-        opened, reader = found.opened, found.reader
-        assert opened.chunks is not None
-        tables = {0: (opened.chunks.table, opened.chunks.image_size_bytes)}
-        runs = [BlockRun(0, chunk * BLOCKS, BLOCKS) for chunk in named]
-        batches, _ = plan_batches(runs, tables)
-        reader.announce(set(named))
+        batches = batches_of(found, named)
+        found.reader.announce(set(named))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(fetch_batches, batches, {0: reader}, Progress())
+            nursery.start_soon(fetch_batches, batches, {0: found.reader}, Progress())
             began_s = trio.current_time()
             for chunk in chunks:
                 await found.expect(chunk * CHUNK, READ)
@@ -96,10 +96,7 @@ async def test_what_was_held_back_comes_when_readers_are_content(
 ):
     async with rigged() as rig:
         found, _ = await open_on_line(rig, layer, 5, 10)
-        opened = found.opened
-        assert opened.chunks is not None
-        tables = {0: (opened.chunks.table, opened.chunks.image_size_bytes)}
-        batches, _ = plan_batches([BlockRun(0, chunk * BLOCKS, BLOCKS) for chunk in NAMED], tables)
+        batches = batches_of(found, NAMED)
         progress = Progress()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fetch_batches, batches, {0: found.reader}, progress)

@@ -15,7 +15,9 @@ from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer, erofs_image, file
 from tests.support.layer_layouts import Layout, write_image
 from tests.support.layer_rig import noise
-from tests.support.tick_registry import NAME, TickRegistry, threads_at_once
+from tests.support.tick_registry import NAME, TickRegistry
+
+pytestmark = pytest.mark.usefixtures("no_threads")
 
 CHUNK = 16 << 10
 LAYERS = (1, 3, 40)
@@ -36,11 +38,6 @@ def some_image(number: int, data_bytes: int) -> bytes:
 @pytest.fixture
 def options(tmp_path: Path) -> MountOptions:
     return MountOptions(cache_dir=tmp_path / "cache", timeout_s=600)
-
-
-@pytest.fixture(autouse=True)
-def no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads_at_once(monkeypatch)
 
 
 def serve(
