@@ -11,6 +11,11 @@ NodeId = NewType("NodeId", int)
 
 ROOT_NODE = NodeId(1)
 
+END_POSITION = (1 << 31) - 3
+"""Where a listing continues behind the last entry of a directory, if that is known when it is
+listed. No other position is this one: dirents begin at multiples of 12 bytes in their block. It
+fits into 31 bits, which is all that some programs take, with the two entries that come before."""
+
 
 class VerifyMode(enum.Enum):
     """When bytes are proven."""
@@ -65,4 +70,5 @@ class DirectoryEntry(NamedTuple):
     file_type: int
     """The ``S_IFMT`` bits of the object's mode."""
     next_position: int
-    """Where a listing continues behind this entry (an opaque, positive cookie)."""
+    """Where a listing continues behind this entry (an opaque, positive cookie, or
+    ``END_POSITION``)."""

@@ -15,7 +15,7 @@ from lazyfs.fuse.errno_table import first_cause
 from lazyfs.fuse.requests import decode_read, decode_thread
 from lazyfs.fuse.server import Answer
 from lazyfs.interfaces import ImageTree
-from lazyfs.model import DirectoryEntry, NodeId
+from lazyfs.model import END_POSITION, DirectoryEntry, NodeId
 
 LISTING_SHARE = 0.5
 """Part of its deadline that a listing may go on for once it has something to hand out."""
@@ -23,6 +23,8 @@ LISTING_SHARE = 0.5
 POSITION_AFTER_DOT = 1
 POSITION_AFTER_DOTDOT = 2
 """Positions of a listing: 0, these two for "." and "..", then the tree's own plus 2."""
+
+END = END_POSITION + POSITION_AFTER_DOTDOT
 
 UNKNOWN_INODE = 0xFFFF_FFFF
 """For "..", whose number only the kernel knows (``FUSE_UNKNOWN_INO`` in libfuse)."""
@@ -48,6 +50,8 @@ class Listings:
     async def names(self, directory: NodeId, request: bytes) -> Answer:
         """Answer READDIR."""
         position, size = decode_read(request)
+        if position == END:
+            return b""
         listing = replies.Listing(size, plus=False)
         await self._list(listing, Wanted(directory, position, size, False))
         return listing.buffer
@@ -55,6 +59,8 @@ class Listings:
     async def with_attributes(self, directory: NodeId, request: bytes) -> Answer:
         """Answer READDIRPLUS: with attributes of what will be looked at."""
         position, size = decode_read(request)
+        if position == END:  # as in every second request: the kernel has no other way to hear it
+            return b""
         with_files = self.curious.lists(decode_thread(request), directory)
         wanted = Wanted(directory, position, size, with_files)
         answer = self._ahead.take(wanted)
@@ -95,74 +101,58 @@ class Listings:
             listing.add(b".", directory, stat.S_IFDIR, POSITION_AFTER_DOT)
         if position < POSITION_AFTER_DOTDOT:
             listing.add(b"..", UNKNOWN_INODE, stat.S_IFDIR, POSITION_AFTER_DOTDOT)
-        if not entries:
-            return ()
-        folders: list[NodeId] = []
+        entries = entries[: listing.most]
+        shown: dict[NodeId, bytes] = {}
         if with_files:
-            await self._add_patiently(listing, wanted, entries, folders)
-        else:
-            await self._add(listing, wanted, entries, folders)
-        if listing.position <= position:  # there was no room
-            return ()
-        return [
-            Wanted(directory, listing.position, size, with_files),
-            *[Wanted(folder, 0, size, with_files) for folder in folders],
+            entries = entries[: await self._look_patiently(directory, entries, shown)]
+        elif listing.plus and not self._tree.grows:
+            for entry in entries:
+                if entry.file_type == stat.S_IFDIR:
+                    await self._look_at(directory, entry, shown)
+        added = listing.add_all(entries, POSITION_AFTER_DOTDOT, shown)
+        follow = [
+            Wanted(node, 0, size, with_files)
+            for _, node, file_type, _ in entries[:added]
+            if file_type == stat.S_IFDIR and node in shown
         ]
+        if added and listing.position != END:
+            follow.insert(0, Wanted(directory, listing.position, size, with_files))
+        return follow
 
-    async def _add_patiently(
-        self,
-        listing: replies.Listing,
-        wanted: Wanted,
-        entries: Sequence[DirectoryEntry],
-        folders: list[NodeId],
-    ) -> None:
-        """Add entries, all with attributes, some of which may have to be waited for.
+    async def _look_patiently(
+        self, directory: NodeId, entries: Sequence[DirectoryEntry], shown: dict[NodeId, bytes]
+    ) -> int:
+        """Look at all entries, some of which may have to be waited for.
 
-        Once one is in, neither an error nor lack of time loses it: the listing stops there, and
-        the next request meets the trouble as its first entry.
-        """
-        with trio.CancelScope() as patience:
-            try:
-                if await self._add(listing, wanted, entries[:1], folders):
-                    patience.deadline = trio.current_time() + self._patience_s
-                    await self._add(listing, wanted, entries[1:], folders)
-            except Exception:
-                if listing.position <= POSITION_AFTER_DOTDOT:
-                    raise
-
-    async def _add(
-        self,
-        listing: replies.Listing,
-        wanted: Wanted,
-        entries: Sequence[DirectoryEntry],
-        folders: list[NodeId],
-    ) -> bool:
-        """Add entries to a listing, up to the first for which there is no room.
-
-        Args:
-            listing: what to add them to.
-            wanted: what it is to be.
-            entries: of the directory.
-            folders: get those that the kernel can go into without looking them up.
+        Once one was looked at, neither an error nor lack of time loses it: the listing stops
+        there, and the next request meets the trouble as its first entry.
 
         Returns:
-            Whether there was room for all.
+            At how many it has looked.
         """
-        directory, _, _, with_files = wanted
-        with_folders = listing.plus and (with_files or not self._tree.grows)
-        for entry in entries:
-            name, node, file_type, position = entry
-            shown = replies.NO_ENTRY
-            if file_type == stat.S_IFDIR:
-                if with_folders:
-                    shown = await self._folder(directory, entry)
-            elif with_files:
-                shown = await self._entry_if_sound(entry)
-            if not listing.add(name, node, file_type, position + POSITION_AFTER_DOTDOT, shown):
-                return False
-            if file_type == stat.S_IFDIR and shown is not replies.NO_ENTRY:
-                folders.append(node)
-        return True
+        looked = 0
+        with trio.CancelScope() as patience:
+            try:
+                for entry in entries:
+                    await self._look_at(directory, entry, shown)
+                    looked += 1
+                    if looked == 1:
+                        patience.deadline = trio.current_time() + self._patience_s
+            except Exception:
+                if not looked:
+                    raise
+        return looked
+
+    async def _look_at(
+        self, directory: NodeId, entry: DirectoryEntry, shown: dict[NodeId, bytes]
+    ) -> None:
+        """Note in ``shown`` what the listing tells the kernel about an entry, if it is sound."""
+        if entry.file_type == stat.S_IFDIR:
+            found = await self._folder(directory, entry)
+        else:
+            found = await self._entry_if_sound(entry)
+        if found is not replies.NO_ENTRY:
+            shown[entry.node] = found
 
     async def _folder(self, directory: NodeId, entry: DirectoryEntry) -> bytes:
         """What a listing tells the kernel about a directory in it; nothing if it is not sound.

@@ -5,10 +5,11 @@ makes a warm mount fast.
 """
 
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from lazyfs.errors import ImageFormatError
-from lazyfs.model import Attributes, NodeId
+from lazyfs.model import Attributes, DirectoryEntry, NodeId
 
 FOREVER_S: Final = 0xFFFF_FFFF
 """Until when the kernel may keep what it was told: 136 years."""
@@ -147,3 +148,33 @@ class Listing:
         self.buffer += record
         self.position = position
         return True
+
+    @property
+    def most(self) -> int:
+        """How many names there is room for at most."""
+        least = len(_DIRENTS[1](0, 0, 0, 0, b"")) + (len(NO_ENTRY) if self.plus else 0)
+        return (self._size - len(self.buffer)) // least
+
+    def add_all(
+        self, entries: Sequence[DirectoryEntry], behind: int, shown: Mapping[NodeId, bytes]
+    ) -> int:
+        """Add entries, up to the first for which there is no room; returns how many were added.
+
+        As ``add`` would one by one, in half the time.
+
+        Args:
+            entries: what to add.
+            behind: is added to their positions.
+            shown: by node, what ``encode_entry`` gave.
+        """
+        buffer, plus, size = self.buffer, self.plus, self._size
+        for count, (name, node, file_type, position) in enumerate(entries):
+            length = len(name)
+            record = _DIRENTS[length](node, position + behind, length, file_type >> 12, name)
+            if plus:
+                record = shown.get(node, NO_ENTRY) + record
+            if len(buffer) + len(record) > size:
+                return count
+            buffer += record
+            self.position = position + behind
+        return len(entries)

@@ -17,7 +17,7 @@ from cache.memo import Memo
 from lazyfs.erofs.image import Entry, Image, Inode, open_image
 from lazyfs.errors import ImageFormatError, LazyfsError, PlanError, TruncatedRecordError
 from lazyfs.interfaces import VerifiedReader
-from lazyfs.model import Attributes, Nid
+from lazyfs.model import END_POSITION, Attributes, Nid
 from lazyfs.steps import Derive, Need, Request, Steps
 
 MAX_INODES = 1 << 13
@@ -184,6 +184,8 @@ class ErofsLayer:
     async def entries(self, directory: Nid, position: int) -> list[Entry]:
         """Some entries from ``position``, without ``.`` and ``..``; none at the end.
 
+        The directory's last entry says ``END_POSITION``.
+
         A checkpoint before each block but the first, so that who reads a huge directory lets
         others have their turn; most have only one, and a checkpoint costs as much as 20 entries.
 
@@ -191,11 +193,15 @@ class ErofsLayer:
             NotADirectoryNodeError.
         """
         inode = await self.inode(directory)
+        if position == END_POSITION:
+            return []
         if position and not position % self.image.superblock.block_bytes:
             await trio.lowlevel.checkpoint()
         while True:
             entries = await self.run(self.image.entries(inode, position))
             shown = [entry for entry in entries if entry[0] not in _DOTS]
+            if shown and shown[-1].next_position >= inode.size_bytes:
+                shown[-1] = shown[-1]._replace(next_position=END_POSITION)
             if shown or not entries:
                 return shown
             position = entries[-1].next_position

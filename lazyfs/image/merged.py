@@ -19,7 +19,7 @@ from lazyfs.erofs.image import Entry
 from lazyfs.errors import ImageFormatError, LazyfsError, NoSuchEntryError
 from lazyfs.image.erofs_layer import ErofsLayer
 from lazyfs.image.nodes import Place, node_in, node_of, place_of
-from lazyfs.model import ROOT_NODE, Attributes, DirectoryEntry, Nid, NodeId
+from lazyfs.model import END_POSITION, ROOT_NODE, Attributes, DirectoryEntry, Nid, NodeId
 from lazyfs.overlay import MERGED_NLINK, is_opaque, is_whiteout, visible_xattrs
 
 MAX_STACKS = 1 << 14
@@ -327,6 +327,8 @@ class MergedTree:
                     raise ImageFormatError(
                         f"merged directory of more than {MAX_MERGED_ENTRIES} entries"
                     )
+        if listing:
+            listing[-1] = listing[-1]._replace(next_position=END_POSITION)
         return listing
 
     def _remember(self, node: NodeId, stack: Stack | _Seen) -> None:

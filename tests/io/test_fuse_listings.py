@@ -9,12 +9,12 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lazyfs.fuse.listings import Listings
+from lazyfs.fuse.listings import END, Listings
 from lazyfs.fuse.protocol import IN_HEADER, Opcode
 from lazyfs.image.merged import MergedTree
 from lazyfs.image.single import SingleTree
 from lazyfs.interfaces import ImageTree
-from lazyfs.model import ROOT_NODE, NodeId
+from lazyfs.model import END_POSITION, ROOT_NODE, NodeId
 from tests.support.layer_builder import erofs_image, file
 from tests.support.layer_stacks import MemoryReader, images_of, open_layers, random_stack
 from tests.support.memory_tree import MemoryTree
@@ -108,6 +108,25 @@ async def test_nothing_is_read_for_them_that_is_not_at_hand():
     for other in others:
         await listed(other)
     assert any(reader.reads for reader in readers if isinstance(reader, MemoryReader))
+
+
+async def test_the_end_is_known_before_it_is_asked_for(monkeypatch: pytest.MonkeyPatch):
+    lower = erofs_image({b"plain/%d" % n: file(b"") for n in range(300)} | {b"both/x": file(b"")})
+    tree = MergedTree(await open_layers([lower, erofs_image({b"both/y": file(b"")})]))
+    listings = Listings(tree, 10)
+    for name, count in ((b"plain", 300), (b"both", 2)):
+        directory = await tree.lookup(ROOT_NODE, name)
+        position, listed = 0, 0
+        while position != END:
+            message = request(directory, position, 7)
+            entries = entries_in(bytes(await listings.with_attributes(directory, message)))
+            listed += len(entries)
+            position = entries[-1][1]
+        assert listed == count
+        assert not await tree.entries(directory, END_POSITION)
+    monkeypatch.setattr(tree, "entries", None)  # it is not asked
+    for answer in (listings.with_attributes, listings.names):
+        assert await answer(directory, request(directory, END, 7)) == b""
 
 
 @pytest.fixture
