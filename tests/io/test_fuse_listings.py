@@ -114,6 +114,7 @@ async def test_the_end_is_known_before_it_is_asked_for(monkeypatch: pytest.Monke
     lower = erofs_image({b"plain/%d" % n: file(b"") for n in range(300)} | {b"both/x": file(b"")})
     tree = MergedTree(await open_layers([lower, erofs_image({b"both/y": file(b"")})]))
     listings = Listings(tree, 10)
+    directory = ROOT_NODE
     for name, count in ((b"plain", 300), (b"both", 2)):
         directory = await tree.lookup(ROOT_NODE, name)
         position, listed = 0, 0
