@@ -26,7 +26,7 @@ Document = dict[str, object]
 
 async def answer_all(
     listener: trio.SocketListener,
-    status: Callable[[], Document],
+    status: Callable[[], Awaitable[Document]],
     answers: Mapping[str, Callable[[str], Awaitable[Document]]],
 ) -> None:
     """Answer everybody who connects, until cancelled.
@@ -41,7 +41,7 @@ async def answer_all(
         try:
             question, argument = await _asked(stream)
             known = answers.get(question)
-            document = status() if known is None else await known(argument)
+            document = await (status() if known is None else known(argument))
             text = json.dumps(document, default=str)
         except trio.BrokenResourceError:
             return

@@ -93,9 +93,9 @@ class OpenedImage:
         """Names exactly this image."""
         return self.report.pin()
 
-    def status(self) -> dict[str, object]:
+    async def status(self) -> dict[str, object]:
         """What ``lazyfs status`` shows."""
-        return self.report.document()
+        return await self.report.document()
 
     def figures(self) -> Figures:
         """What metrics are made of."""

@@ -150,11 +150,11 @@ async def _serve_by(
         if promotion is not None:
             await promotion.run(life.state.loops or {})
 
-    def document() -> dict[str, object]:
+    async def document() -> dict[str, object]:
         fuse = operations.counters.as_document(trio.current_time())
         served = {"address": request.options.metrics, "problem": scrapes.problem}
         return {
-            **image.status(),
+            **await image.status(),
             "fuse": fuse,
             "metrics": served if request.options.metrics else None,
             "survival": life.survival(),

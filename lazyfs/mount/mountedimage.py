@@ -28,8 +28,8 @@ class MountedImage(Protocol):
         """Names exactly this image, whatever its name may mean later: for ``MountOptions.pin``."""
         ...
 
-    def status(self) -> dict[str, object]:
-        """What ``lazyfs status`` shows, ready for JSON; never blocks."""
+    async def status(self) -> dict[str, object]:
+        """What ``lazyfs status`` shows, ready for JSON."""
         ...
 
     async def explain(self, path: bytes) -> dict[str, object]:

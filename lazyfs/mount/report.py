@@ -1,9 +1,11 @@
-"""What ``lazyfs status`` shows of an opened image: a JSON document, made without waiting."""
+"""What ``lazyfs status`` shows of an opened image: a JSON document."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
+
+import trio
 
 from cache.steady import SteadyStore
 from cache.store import ChunkStore
@@ -18,9 +20,12 @@ from lazyfs.profile.recording import Recording
 from lazyfs.resolve import ResolvedImage, pin_of
 from registry.manifest import Descriptor
 
-MAX_COUNTED_CHUNKS = 10_000
+MAX_COUNTED_CHUNKS = 100_000
 """Where an image has more chunks, those in the cache are not counted in all layers: each costs a
-system call, and nobody is served meanwhile."""
+system call, and who asks waits for them."""
+
+LOOKS_IN_A_ROW = 100
+"""After so many of them readers are served."""
 
 
 SHOWN_FAILURES = 20
@@ -42,14 +47,17 @@ class LayerReport:
         """How many chunks it has; 0 if it is not read in chunks."""
         return len(self.opened.chunks.table) if self.opened.chunks else 0
 
-    def document(self, store: ChunkStore, *, count_cached: bool) -> dict[str, object]:
+    async def document(self, store: ChunkStore, *, count_cached: bool) -> dict[str, object]:
         """The layer's part of the status."""
         chunks = self.opened.chunks
-        cached = None
+        cached: list[int] | None = None
         if chunks and count_cached:
-            cached = [
-                index for index in range(self.chunks) if store.contains(chunks.piece(index).key)
-            ]
+            cached = []
+            for index in range(self.chunks):
+                if index % LOOKS_IN_A_ROW == 0:
+                    await trio.lowlevel.checkpoint()
+                if store.contains(chunks.describe(index).key):
+                    cached.append(index)
         return {
             "digest": str(self.descriptor.digest),
             "mode": self.opened.mode.value,
@@ -93,7 +101,7 @@ class ImageReport:
         """The manifest, whatever the image's tag will mean."""
         return pin_of(self.resolved)
 
-    def document(self) -> dict[str, object]:
+    async def document(self) -> dict[str, object]:
         """The status of this moment."""
         return {
             "image": self.resolved.name,
@@ -103,7 +111,7 @@ class ImageReport:
             "verify": self.options.verify.value,
             "layer_directories": self.layer_directories,
             **laziness([layer.opened for layer in self.layers]),
-            "layers": layer_documents(self.layers, self.store),
+            "layers": await layer_documents(self.layers, self.store),
             "totals": totals([layer.counters for layer in self.layers]),
             "hosts": [asdict(host) for host in self.source.hosts()],
             "cache": cache_document(self.store, self.options),
@@ -144,7 +152,7 @@ class LocalReport:
         ways = {("local", True): len(layers)}
         return Figures(self.name, None, layers, ways, size_bytes=size_bytes)
 
-    def document(self) -> dict[str, object]:
+    async def document(self) -> dict[str, object]:
         """The status of this moment."""
         return {
             "image": self.name,
@@ -198,14 +206,16 @@ def reads_document(report: ImageReport, recording: Recording) -> dict[str, objec
     }
 
 
-def layer_documents(layers: Iterable[LayerReport], store: ChunkStore) -> list[dict[str, object]]:
+async def layer_documents(
+    layers: Iterable[LayerReport], store: ChunkStore
+) -> list[dict[str, object]]:
     """The layers' parts of the status."""
     documents = []
     counted = 0
     for layer in layers:
         counted += layer.chunks
         fits = counted <= MAX_COUNTED_CHUNKS
-        documents.append(layer.document(store, count_cached=fits))
+        documents.append(await layer.document(store, count_cached=fits))
     return documents
 
 

@@ -325,7 +325,7 @@ class StoreFolder:
             size_bytes=sum(report.opened.reader.size_bytes for report in reports),
         )
 
-    def status(self) -> dict[str, object]:
+    async def status(self) -> dict[str, object]:
         """What ``lazyfs status`` shows."""
         reports = self._reports()
         return {
@@ -334,7 +334,7 @@ class StoreFolder:
             "platform": None,
             "verify": self._options.verify.value,
             **laziness([report.opened for report in reports]),
-            "layers": layer_documents(reports, self._engine.store),
+            "layers": await layer_documents(reports, self._engine.store),
             "totals": totals([report.counters for report in reports]),
             "hosts": [],
             "cache": cache_document(self._engine.store, self._options),

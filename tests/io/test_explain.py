@@ -91,8 +91,8 @@ async def test_every_way_to_hide_and_every_layer(tmp_path: Path):
         assert data["counts"]["chunks"] == len(places) >= 4
         whole = await ask(b"/both/high")
         assert (whole["layer"], whole["lazy"], whole["counts"]["cached"]) == (2, False, 1)
-        assert opened.status()["lazy"] is False
-        assert "1 of 2 layers were fetched whole (2)" in str(opened.status()["why"])
+        assert (await opened.status())["lazy"] is False
+        assert "1 of 2 layers were fetched whole (2)" in str((await opened.status())["why"])
 
 
 async def test_a_local_image_has_extents_on_its_devices(tmp_path: Path):

@@ -69,15 +69,17 @@ def image(folder: Path, *layers: Layer) -> str:
     return write_image(folder / "layout", layers, ["sha256:" + "a" * 64] * len(layers)).name
 
 
-def status(opened: MountedImage) -> dict:
+async def status(opened: MountedImage) -> dict:
     """As ``lazyfs status`` gets it."""
-    document: dict = json.loads(json.dumps(opened.status()))
+    document: dict = json.loads(json.dumps(await opened.status()))
     return document
 
 
 async def all_cached(opened: MountedImage) -> None:
     """Until all chunks are in the cache: readers get them before they are written."""
-    while any(layer["chunks_cached"] < layer["chunks"] for layer in status(opened)["layers"]):
+    while any(
+        layer["chunks_cached"] < layer["chunks"] for layer in (await status(opened))["layers"]
+    ):
         await trio.lowlevel.checkpoint()
 
 
@@ -94,13 +96,13 @@ async def test_two_layers_are_one_tree_and_the_status_tells_of_both(
     layers = [build.seekable(LOWER, CHUNK), build.seekable(UPPER, CHUNK, None)]
     async with open_image(image(tmp_path, *layers), options) as opened:
         assert isinstance(opened.tree, MergedTree)
-        while [layer["chunks_cached"] for layer in status(opened)["layers"]] != [1, 1]:
+        while [layer["chunks_cached"] for layer in (await status(opened))["layers"]] != [1, 1]:
             await trio.lowlevel.checkpoint()  # the first chunk of each was needed to open it
-        before = status(opened)
+        before = await status(opened)
         assert await content(opened.tree, b"d/low") == noise(200_000)
         assert await content(opened.tree, b"d/high") == b"high"
         await all_cached(opened)
-        after = status(opened)
+        after = await status(opened)
     assert after["totals"].keys() == TOTALS
     assert after["totals"]["read_bytes"] >= before["totals"]["read_bytes"] + 200_000
     assert after["totals"]["errors"] == after["totals"]["verification_failures"] == 0
@@ -132,7 +134,7 @@ async def test_chunks_of_huge_images_are_not_counted(
     layers = [build.seekable(LOWER, CHUNK), build.seekable(UPPER, CHUNK), build.raw(UPPER)]
     assert len(layers[0].frames) == 4
     async with open_image(image(tmp_path, *layers), options) as opened:
-        found = [layer["chunks_cached"] for layer in status(opened)["layers"]]
+        found = [layer["chunks_cached"] for layer in (await status(opened))["layers"]]
         assert found == [1, None, None]
 
 
@@ -146,7 +148,7 @@ async def test_every_form_opens_in_every_mode(
     name = image(tmp_path, form(LOWER), form(UPPER))
     async with open_image(name, replace(options, verify=verify)) as opened:
         assert await content(opened.tree, b"d/low") == noise(200_000)
-        assert status(opened)["verify"] == verify.value
+        assert (await status(opened))["verify"] == verify.value
 
 
 async def test_without_a_folder_for_the_cache_a_small_one_in_memory_does(
@@ -155,7 +157,7 @@ async def test_without_a_folder_for_the_cache_a_small_one_in_memory_does(
     (tmp_path / "cache").write_text("not a folder")
     async with open_image(image(tmp_path, build.seekable(LOWER, CHUNK)), options) as opened:
         assert await content(opened.tree, b"d/low") == noise(200_000)
-        assert "File exists" in status(opened)["cache"]["problem"]
+        assert "File exists" in (await status(opened))["cache"]["problem"]
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "mounting without a cache on disk" in warnings[0].getMessage()
 
@@ -164,7 +166,7 @@ async def test_prefetch_brings_all_layers(tmp_path: Path, options: MountOptions)
     name = image(tmp_path, build.seekable(LOWER, CHUNK), build.seekable(UPPER, CHUNK))
     async with open_image(name, replace(options, prefetch="all")) as opened:
         await all_cached(opened)
-        assert status(opened)["totals"]["errors"] == 0
+        assert (await status(opened))["totals"]["errors"] == 0
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -217,7 +219,7 @@ async def test_a_local_image_and_its_device(tmp_path: Path, options: MountOption
     async with open_image(name, options) as opened:
         assert isinstance(opened.tree, SingleTree)
         assert await opened.tree.entries(ROOT_NODE, 0)
-        found = status(opened)
+        found = await status(opened)
     assert (found["image"], found["digest"], found["cache"]) == (name, None, None)
     assert found["totals"].keys() == TOTALS
     assert [layer.keys() for layer in found["layers"]] == [LAYER, LAYER]

@@ -133,7 +133,7 @@ async def test_what_a_program_needs_comes_and_what_that_needs(
         await wait_all_settled()
         assert {path: await is_here(image, path) for path in EXPECTED} == EXPECTED
         assert await is_here(image, LIBRARIES + "liba.so.1.0", -1)
-        totals = image.status()["totals"]
+        totals = (await image.status())["totals"]
         assert isinstance(totals, dict)
         assert 0 < totals["guessed_bytes"] < totals["fetched_bytes"]
         assert totals["errors"] == 0
@@ -195,7 +195,7 @@ async def test_who_reads_all_programs_fetches_little_more_than_those(
         assert isinstance(image, OpenedImage)
         await by_fuse(image, "bin/program")
         await wait_all_settled()
-        totals = image.status()["totals"]
+        totals = (await image.status())["totals"]
         assert isinstance(totals, dict)
         assert FORESEEN_BYTES // 2 < totals["guessed_bytes"] <= FORESEEN_BYTES
 

@@ -86,8 +86,8 @@ async def push(name: str, profile: Profile, created: str) -> None:
         await push_profile(destination, profile, resolved.descriptor, created)
 
 
-def status(opened: MountedImage) -> dict:
-    document: dict = json.loads(json.dumps(opened.status()))
+async def status(opened: MountedImage) -> dict:
+    document: dict = json.loads(json.dumps(await opened.status()))
     return document
 
 
@@ -95,13 +95,13 @@ def status(opened: MountedImage) -> dict:
 async def started(name: str, options: MountOptions) -> AsyncIterator[tuple[MountedImage, dict]]:
     """An opened image, when what a profile names has come, and what its status says of that."""
     async with open_image(name, options) as opened:
-        while status(opened)["profile"]["state"] in ("looking", "fetching"):
+        while (await status(opened))["profile"]["state"] in ("looking", "fetching"):
             await trio.sleep(0.01)
-        yield opened, status(opened)["profile"]
+        yield opened, (await status(opened))["profile"]
 
 
-def cached(opened: MountedImage) -> list[int]:
-    return [layer["chunks_cached"] for layer in status(opened)["layers"]]
+async def cached(opened: MountedImage) -> list[int]:
+    return [layer["chunks_cached"] for layer in (await status(opened))["layers"]]
 
 
 async def test_the_newest_profile_is_found_and_what_it_names_is_fetched(
@@ -114,15 +114,15 @@ async def test_the_newest_profile_is_found_and_what_it_names_is_fetched(
     await push(name, await profile_of(name, everything), "2026-01-01T00:00:00Z")
     assert (await resolved_at(name)).descriptor == before.descriptor
     async with open_image(name, replace(options, prefetch="none")) as opened:
-        assert status(opened)["profile"]["state"] == "none"
+        assert (await status(opened))["profile"]["state"] == "none"
     async with started(name, options) as (opened, profile):
         assert profile["state"] == "done"
         assert profile["named_bytes"] == 3 * CHUNK
         assert profile["here_bytes"] == profile["wanted_bytes"] > 3 * CHUNK
         assert profile["failed_bytes"] == profile["dropped_blocks"] == 0
-        while cached(opened)[0] < 3:  # what has come is written a moment later
+        while (await cached(opened))[0] < 3:  # what has come is written a moment later
             await trio.sleep(0.01)
-        assert cached(opened)[0] in (3, 4), "these, and the front, which is needed to mount"
+        assert (await cached(opened))[0] in (3, 4), "these, and the front, which is needed to mount"
 
 
 async def test_nothing_is_read_ahead_from_what_a_profile_brings(
@@ -189,9 +189,11 @@ async def test_everything_comes_behind_the_profile(layout: str, options: MountOp
     async with open_image(
         layout, replace(options, prefetch="all", verify=options.verify)
     ) as opened:
-        while any(layer["chunks_cached"] < layer["chunks"] for layer in status(opened)["layers"]):
+        while any(
+            layer["chunks_cached"] < layer["chunks"] for layer in (await status(opened))["layers"]
+        ):
             await trio.sleep(0.01)
-        assert status(opened)["profile"]["dropped_blocks"] == 1
+        assert (await status(opened))["profile"]["dropped_blocks"] == 1
 
 
 @pytest.mark.parametrize(

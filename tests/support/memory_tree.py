@@ -312,7 +312,7 @@ class MemoryImage:
         layer = LayerCounters(notes=["no dm-verity: checked by SHA-512 only"])
         return Figures(self.name, None, [layer], size_bytes=1 << 20)
 
-    def status(self) -> dict[str, object]:
+    async def status(self) -> dict[str, object]:
         """The keys of a real image, with made-up figures."""
         layer = {
             "digest": "sha256:" + "ab" * 32,

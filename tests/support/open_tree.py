@@ -43,7 +43,7 @@ async def opened_tree(
 ) -> AsyncIterator[OpenedTree]:
     options = MountOptions(cache_dir=cache, verify=verify, platform="linux/amd64")
     async with open_image(name, options) as opened:
-        layers = opened.status()["layers"]
+        layers = (await opened.status())["layers"]
         assert isinstance(layers, list)
         assert opened.figures().size_bytes == sum(layer["size_bytes"] for layer in layers)
         yield OpenedTree(opened.tree, layers)
