@@ -1,6 +1,7 @@
 """The store in a folder, for tasks of trio: what has to wait for the disk does so in threads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -9,6 +10,7 @@ from typing import Final, Self, TypeVar
 import trio
 
 from cache.chunkfiles import ChunkFiles
+from cache.errors import CacheWriteError
 from cache.freespace import NO_MARK, MinFree
 from cache.key import ChunkKey
 from cache.store import ChunkPart, StoreStatistics
@@ -16,11 +18,33 @@ from cache.store import ChunkPart, StoreStatistics
 MAX_WRITERS: Final = 4
 """Threads that may write at once; more would only wait for the disk and hold chunks in memory."""
 
+TOGETHER_BYTES: Final = 4 << 20
+"""What is to be written by one visit to a thread is at most so much, and one chunk."""
 
 MAX_READERS: Final = 4
 """Threads that may wait for reads of the disk at once."""
 
 _T = TypeVar("_T")
+
+
+class _Puts:
+    """Chunks that one thread writes, one after the other."""
+
+    __slots__ = ("chunks", "done", "errors", "length")
+
+    def __init__(self) -> None:
+        self.chunks: list[tuple[str, bytes]] = []
+        self.length = 0
+        self.errors: list[CacheWriteError | None] = []
+        """What went wrong with each, once they are ``done``."""
+        self.done = trio.Event()
+
+    def add(self, name: str, data: bytes) -> int:
+        """Write one more; its number."""
+        self.chunks.append((name, data))
+        self.length += len(data)
+        self.errors.append(CacheWriteError(f"chunk {name} was not written"))
+        return len(self.chunks) - 1
 
 
 class DirectoryStore:
@@ -37,6 +61,9 @@ class DirectoryStore:
         self._files = files
         self._writers = trio.CapacityLimiter(MAX_WRITERS)
         self._readers = trio.CapacityLimiter(MAX_READERS)
+        self._puts_at_once = trio.Semaphore(MAX_WRITERS)
+        self._next_puts: _Puts | None = None
+        """Those that nobody writes yet."""
         self._busy = 0
         self._closed = False
 
@@ -116,8 +143,34 @@ class DirectoryStore:
         return self._files.contains(key.relative_path)
 
     async def put(self, key: ChunkKey, data: bytes) -> None:
-        """See ``ChunkStore.put``; an empty chunk is not stored."""
-        await self._write(partial(self._files.put, key.relative_path, data))
+        """See ``ChunkStore.put``; an empty chunk is not stored.
+
+        What comes while others wait to be written goes with them: a visit to a thread costs more
+        than storing 8 KiB does.
+        """
+        puts = self._next_puts or _Puts()
+        number = puts.add(key.relative_path, data)
+        is_first = self._next_puts is None
+        self._next_puts = puts if puts.length < TOGETHER_BYTES else None
+        with trio.CancelScope(shield=True):  # others may be in one boat with it
+            if is_first:
+                await self._write_together(puts)
+            else:
+                await puts.done.wait()
+        error = puts.errors[number]
+        if error is not None:
+            raise error
+
+    async def _write_together(self, puts: _Puts) -> None:
+        with self._in_progress():
+            try:
+                async with self._puts_at_once:  # at least a checkpoint, so that others may join
+                    if self._next_puts is puts:
+                        self._next_puts = None
+                    work = partial(_put_all, self._files, puts.chunks)
+                    puts.errors = await trio.to_thread.run_sync(work, limiter=self._writers)
+            finally:
+                puts.done.set()
 
     async def discard(self, key: ChunkKey) -> None:
         """See ``ChunkStore.discard``."""
@@ -145,13 +198,33 @@ class DirectoryStore:
         await self._in_thread(work, self._writers)
 
     async def _in_thread(self, work: Callable[[], _T], limiter: trio.CapacityLimiter) -> _T:
+        with self._in_progress():
+            return await trio.to_thread.run_sync(work, limiter=limiter)
+
+    @contextmanager
+    def _in_progress(self) -> Iterator[None]:
         self._busy += 1
         try:
-            return await trio.to_thread.run_sync(work, limiter=limiter)
+            yield
         finally:
             self._busy -= 1
             if self._closed and not self._busy:
                 self._files.close()
+
+
+def _put_all(
+    files: ChunkFiles, chunks: Sequence[tuple[str, bytes]]
+) -> list[CacheWriteError | None]:
+    """Store several chunks; what went wrong with each."""
+    errors: list[CacheWriteError | None] = []
+    for name, data in chunks:
+        try:
+            files.put(name, data)
+        except CacheWriteError as error:
+            errors.append(error)
+        else:
+            errors.append(None)
+    return errors
 
 
 def _places(wanted: Sequence[ChunkPart]) -> list[tuple[str, int, int]]:

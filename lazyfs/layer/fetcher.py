@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import aclosing, nullcontext
-from itertools import groupby
 from typing import TypeVar
 
 import trio
@@ -33,7 +32,7 @@ from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.engine import Engine
 from lazyfs.layer.failures import Failure, failure_of
 from lazyfs.layer.piece import Piece, as_it_is, cut
-from lazyfs.layer.runs import Fetch, Passing, Queued, Run, length_of
+from lazyfs.layer.runs import Fetch, Passing, Queue, Run, keys_of, length_of
 from lazyfs.layer.turns import Answer, Turn
 from lazyfs.model import ByteRange
 from registry.retry import ask_again
@@ -83,13 +82,18 @@ class PieceFetcher:
         """The pieces that fill a range of the blob exactly; none if there are no such."""
         self.coming: Container[ChunkKey] = ()
         """Pieces that come anyway, if only later."""
-        self._queued: dict[ChunkKey, Queued] = {}
-        """Pieces that nobody waited for when their fetch was begun, and whose turn has not come."""
+        self._queue = Queue()
+        """What nobody waited for when its fetch was begun, and whose turn has not come."""
 
     @property
     def along_bytes(self) -> int:
         """See ``Line.along_bytes``."""
         return self._engine.turns.line.along_bytes
+
+    @property
+    def gap_bytes(self) -> int:
+        """See ``Line.gap_bytes``."""
+        return self._engine.turns.line.gap_bytes
 
     async def read(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes]:
         """Bytes of stored pieces, which are fetched first where they are missing.
@@ -190,82 +194,73 @@ class PieceFetcher:
                 found[index] = data
 
     def begin(
-        self, pieces: Iterable[Piece], *, background: bool = False, late: bool = False
+        self,
+        pieces: Iterable[Piece],
+        *,
+        background: bool = False,
+        late: bool = False,
+        gap_bytes: int = 0,
     ) -> None:
         """Begin to fetch missing pieces that nobody is fetching yet; returns at once.
 
         Args:
             pieces: neighbours become one request.
-            background: nobody waits for them, so that they wait for their turn, and what lies in
-                short gaps between them is fetched as well.
+            background: nobody waits for them, so that they wait for their turn.
             late: if so, how they wait for it: see ``Turns.line_up``.
+            gap_bytes: gaps between them up to this long come along; in the background, those
+                that the line carries sooner than another request.
         """
-        line = self._engine.turns.line
-        longest = line.run_bytes if background else RUN_BYTES
-        gap = line.gap_bytes if background else 0
+        longest = RUN_BYTES
+        if background:
+            longest, gap_bytes = self._engine.turns.line.run_bytes, self.gap_bytes
         run: list[Fetch | Passing] = []
         for piece in sorted(pieces, key=lambda piece: piece.where):
             flight = self._engine.flights.claim(piece.key)
             if flight is None:
                 continue
             if run:
-                start, end = run[0].piece.where.offset, run[-1].piece.where.end
-                bridge: list[Fetch | Passing] = []
-                if piece.where.end - start <= longest and 0 < piece.where.offset - end <= gap:
-                    bridge = self._bridge(ByteRange(end, piece.where.offset - end))
-                    end = bridge[-1].piece.where.end if bridge else end
-                if end != piece.where.offset or piece.where.end - start > longest:
+                gap = piece.where.offset - run[-1].where.end
+                too_long = piece.where.end - run[0].where.offset > longest
+                if too_long or not 0 <= gap <= gap_bytes:
                     self._start(run, background=background, late=late)
                     run = []
-                run += bridge
+                elif gap:
+                    run += self._bridge(ByteRange(run[-1].where.end, gap))
             run.append(Fetch(piece, flight))
         if run:
             self._start(run, background=background, late=late)
 
     def _bridge(self, gap: ByteRange) -> list[Fetch | Passing]:
-        """The pieces in a gap, to be kept where the store lacks them."""
+        """What is in a gap: chunks are kept where the store lacks them."""
         bridge: list[Fetch | Passing] = []
         for piece in self.between(gap):
             stored = self._engine.store.contains(piece.key)
             flight = None if stored else self._engine.flights.claim(piece.key)
-            bridge.append(Passing(piece) if flight is None else Fetch(piece, flight))
-        return bridge
+            bridge.append(Passing(piece.where) if flight is None else Fetch(piece, flight))
+        return bridge or [Passing(gap)]
 
     def _start(self, run: Run, *, background: bool, late: bool = False) -> None:
         turn: Turn | None = None
         if background:
             turn = self._engine.turns.line_up(length_of(run), late=late)
-            queued = Queued(run, turn)
-            own = [fetch.piece.key for fetch in run if isinstance(fetch, Fetch)]
-            self._queued.update(dict.fromkeys(own, queued))
+            self._queue.add(run, turn)
             if late:
-                self._engine.turns.brings(own)
+                self._engine.turns.brings(keys_of(run))
         else:
             self._engine.turns.asked(length_of(run))
         self._engine.nursery.start_soon(self._fetch_run, run, turn)
 
     def _hurry(self, pieces: Iterable[Piece]) -> None:
         """Somebody waits for pieces now: take them out of what waits for its turn."""
-        wanted = {piece.key for piece in pieces} & self._queued.keys()
-        for key in wanted:
-            queued = self._queued.get(key)
-            if queued is None or queued.turn.granted:
-                continue  # it was among others that are wanted, or is just being asked for
-            run = queued.run.copy()
-            queued.run.clear()
-            queued.turn.withdraw()
-            for fetch in run:
-                if self._queued.get(fetch.piece.key) is queued:
-                    del self._queued[fetch.piece.key]
-            for hurried, part in groupby(run, lambda fetch: fetch.piece.key in wanted):
-                rest = list(part)
-                if any(isinstance(fetch, Fetch) for fetch in rest):
-                    self._start(rest, background=not hurried, late=queued.turn.late)
+        for are_wanted, part, turn in self._queue.taken_apart(pieces):
+            self._start(part, background=not are_wanted, late=turn.late)
 
-    def want(self, pieces: Iterable[Piece], *, background: bool = False) -> None:
-        """Begin to fetch those of ``pieces`` that the store lacks; returns at once."""
+    def want(
+        self, pieces: Iterable[Piece], *, background: bool = False, gap_bytes: int = 0
+    ) -> None:
+        """Begin to fetch those of ``pieces`` that the store lacks, as by ``begin``."""
         missing = [piece for piece in pieces if not self._engine.store.contains(piece.key)]
-        self.begin(missing, background=background)
+        self.begin(missing, background=background, gap_bytes=gap_bytes)
         if not background:
             self._hurry(missing)
 
@@ -374,10 +369,7 @@ class PieceFetcher:
         try:
             await self._engine.turns.wait(turn)
         finally:
-            for fetch in run:
-                queued = self._queued.get(fetch.piece.key)
-                if queued is not None and queued.turn is turn:
-                    del self._queued[fetch.piece.key]
+            self._queue.remove(run, turn)
 
     async def _receive_in_time(
         self, run: Run, pending: dict[ChunkKey, Fetch], answer: Answer
@@ -396,13 +388,13 @@ class PieceFetcher:
     ) -> LazyfsError | None:
         """Stream the pieces in; those taken in leave ``pending``."""
         answer.sent()
-        start, end = run[0].piece.where.offset, run[-1].piece.where.end
-        lengths = [fetch.piece.where.length for fetch in run]
+        start = run[0].where.offset
+        lengths = [fetch.where.length for fetch in run]
         fetches = iter(run)
         async with trio.open_nursery() as nursery:
             try:
                 async with (
-                    self._source.stream(ByteRange(start, end - start)) as stream,
+                    self._source.stream(ByteRange(start, length_of(run))) as stream,
                     aclosing(answer.counted(stream)) as counted,
                 ):
                     async for data in cut(counted, lengths):

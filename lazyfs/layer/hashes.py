@@ -31,6 +31,10 @@ PIECES_BESIDE = 16
 """So many, on either side, come sooner than they are wanted, that they need no request of their
 own: 128 KiB, which take a slow line (10 Mbit/s) a tenth of a second."""
 
+PIECES_BETWEEN = 3
+"""At most so many that nobody wants come along between two that are wanted: a third of the gaps in
+what profiles need are no longer, and longer ones cost more bytes than their requests are worth."""
+
 
 class Cuts(NamedTuple):
     """How a tree that has a place of its own in the blob is cut into the pieces that are stored.
@@ -136,8 +140,9 @@ class HashPieces:
     ) -> None:
         """Begin to fetch the hash blocks that several spans of data blocks will need.
 
-        Those beside them come along, as far as they are for data that comes as well: a request for
-        each portion of a profile would cost more than the bytes.
+        Those beside them come along, as far as they are for data that comes as well, and so does
+        what lies in short gaps between them: a request for each portion of a profile, and for each
+        place, would cost more than the bytes.
 
         Args:
             spans: first and number of data blocks.
@@ -147,16 +152,24 @@ class HashPieces:
         if not missing:
             return
         numbers = set(self._numbers(missing))
+        size = self._cuts.piece_bytes
+        gap = min(self._fetcher.gap_bytes // size, PIECES_BETWEEN)
         for number in tuple(numbers):
             for step in (-1, 1):
+                passed = 0
                 for beside in range(number + step, number + step * (PIECES_BESIDE + 1), step):
-                    if beside in numbers or not is_coming(*self._cuts.proven_by(beside)):
+                    if beside in numbers or passed > gap:
                         break
-                    numbers.add(beside)
-        self._want(sorted(numbers))
+                    if is_coming(*self._cuts.proven_by(beside)):
+                        numbers.add(beside)
+                        passed = 0
+                    else:
+                        passed += 1
+        self._want(sorted(numbers), gap_bytes=gap * size)
 
-    def _want(self, numbers: Sequence[int]) -> None:
-        self._fetcher.want(piece for number in numbers for piece, _, _ in self._places(number))
+    def _want(self, numbers: Sequence[int], gap_bytes: int = 0) -> None:
+        pieces = [piece for number in numbers for piece, _, _ in self._places(number)]
+        self._fetcher.want(pieces, gap_bytes=gap_bytes)
 
     async def ensure(self, first_block: int, count: int) -> None:
         """Have every hash block in the tree that those data blocks need.

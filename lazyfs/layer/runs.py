@@ -1,10 +1,14 @@
 """Runs: neighbouring pieces of a blob that are asked for by one request."""
 
+from collections.abc import Container, Iterable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 from cache.flights import Flight
+from cache.key import ChunkKey
 from lazyfs.layer.piece import Piece
 from lazyfs.layer.turns import Turn
+from lazyfs.model import ByteRange
 
 
 class Fetch(NamedTuple):
@@ -15,23 +19,82 @@ class Fetch(NamedTuple):
     rotten: bool = False
     """What the store has of it is to be replaced, but not before the new bytes are there."""
 
+    @property
+    def where(self) -> ByteRange:
+        """Its place in the blob."""
+        return self.piece.where
+
 
 class Passing(NamedTuple):
-    """A piece between others that comes along, though the store has it or somebody fetches it."""
+    """What lies between pieces and comes along for nothing, in place of a second request.
 
-    piece: Piece
+    The store has it, somebody fetches it, or nobody wants it.
+    """
+
+    where: ByteRange
 
 
 Run = list[Fetch | Passing]
 
 
-class Queued(NamedTuple):
-    """A run that waits for its turn."""
+def length_of(run: Run) -> int:
+    """Of the range of the blob that a run takes."""
+    return run[-1].where.end - run[0].where.offset
 
+
+def keys_of(run: Run) -> list[ChunkKey]:
+    """Of the pieces that a run fetches."""
+    return [fetch.piece.key for fetch in run if isinstance(fetch, Fetch)]
+
+
+class _Queued(NamedTuple):
     run: Run
     turn: Turn
 
 
-def length_of(run: Run) -> int:
-    """Of the range of the blob that a run takes."""
-    return run[-1].piece.where.end - run[0].piece.where.offset
+class Queue:
+    """Runs that wait for their turn, by the pieces that they fetch."""
+
+    def __init__(self) -> None:
+        self._queued: dict[ChunkKey, _Queued] = {}
+
+    def add(self, run: Run, turn: Turn) -> None:
+        """Have a run wait; it is emptied if it is taken apart meanwhile."""
+        self._queued.update(dict.fromkeys(keys_of(run), _Queued(run, turn)))
+
+    def remove(self, run: Run, turn: Turn) -> None:
+        """Let it wait no longer."""
+        for key in keys_of(run):
+            queued = self._queued.get(key)
+            if queued is not None and queued.turn is turn:
+                del self._queued[key]
+
+    def taken_apart(self, pieces: Iterable[Piece]) -> Iterator[tuple[bool, Run, Turn]]:
+        """Take runs out in which somebody wants one of ``pieces`` now.
+
+        Returns:
+            Their parts, whether what is in it is wanted, and the turn that it waited for.
+        """
+        wanted = {piece.key for piece in pieces} & self._queued.keys()
+        for key in wanted:
+            queued = self._queued.get(key)
+            if queued is None or queued.turn.granted:
+                continue  # it was among others that are wanted, or is just being asked for
+            run = queued.run.copy()
+            queued.run.clear()
+            queued.turn.withdraw()
+            self.remove(run, queued.turn)
+            for are_wanted, part in _parts(run, wanted):
+                yield are_wanted, part, queued.turn
+
+
+def _parts(run: Run, wanted: Container[ChunkKey]) -> Iterator[tuple[bool, Run]]:
+    """Those in which all pieces are wanted, or none is."""
+
+    def is_wanted(fetch: Fetch | Passing) -> bool:
+        return isinstance(fetch, Fetch) and fetch.piece.key in wanted
+
+    for are_wanted, fetches in groupby(run, is_wanted):
+        part = list(fetches)
+        if keys_of(part):
+            yield are_wanted, part

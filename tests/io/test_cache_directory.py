@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 import cache.chunkfiles
+import cache.directory
 import cache.folder
 import cache.ledger
 import cache.pace
 from cache.chunkfiles import ChunkFiles
 from cache.directory import DirectoryStore
-from cache.errors import CacheOpenError, CacheWriteError, StoreFullError
+from cache.errors import CacheOpenError, CacheWriteError, ChunkTooLargeError, StoreFullError
 from cache.eviction import EXACT_EVICTION_CHUNKS, charged_bytes
 from cache.flights import Flights
 from cache.pace import IN_PLACE_BYTES, DiskPace
@@ -457,6 +459,56 @@ async def test_a_put_once_begun_ends_although_cancelled(tmp_path: Path, monkeypa
             go_on.set()
         assert charged_bytes(1) == charged_on_disk(tmp_path) == store.usage_bytes()
         assert held(store, range(3)) == [1]
+
+
+async def test_what_is_stored_at_once_takes_one_visit_to_a_thread(tmp_path: Path, monkeypatch):
+    put_all = cache.directory._put_all
+    visits = []
+
+    def counting(files, chunks):
+        visits.append(len(chunks))
+        return put_all(files, chunks)
+
+    monkeypatch.setattr(cache.directory, "_put_all", counting)
+    too_large = []
+    with await DirectoryStore.open(tmp_path, 8 << 20) as store:
+
+        async def put_too_much() -> None:
+            with pytest.raises(ChunkTooLargeError) as caught:
+                await store.put(chunk_key(9), bytes(9 << 20))
+            too_large.append(caught)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(put_blocks, store, number)
+            nursery.start_soon(put_too_much)
+        assert held(store, range(10)) == list(range(6))
+    assert len(too_large) == 1
+    assert sum(visits) == 7
+    assert len(visits) <= 2  # what is too long ends a group, wherever it comes
+
+
+async def test_chunks_that_wait_are_stored_though_the_store_is_closed(tmp_path: Path, monkeypatch):
+    go_on = threading.Event()
+    put_all = cache.directory._put_all
+
+    def slow(files, chunks):
+        go_on.wait()
+        return put_all(files, chunks)
+
+    monkeypatch.setattr(cache.directory, "_put_all", slow)
+    monkeypatch.setattr(cache.directory, "MAX_WRITERS", 1)
+    with await DirectoryStore.open(tmp_path, None) as store:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put_blocks, store, 0)
+            await trio.testing.wait_all_tasks_blocked()
+            for number in (1, 2):
+                nursery.start_soon(put_blocks, store, number)
+            await trio.testing.wait_all_tasks_blocked()
+            store.close()
+            go_on.set()
+    with await DirectoryStore.open(tmp_path, None) as store:
+        assert held(store, range(3)) == [0, 1, 2]
 
 
 async def test_of_two_that_write_one_chunk_the_first_file_stays(tmp_path: Path, monkeypatch):

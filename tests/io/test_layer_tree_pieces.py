@@ -114,3 +114,21 @@ async def test_a_portion_of_a_profile_brings_hash_blocks_for_the_next_ones(layer
         await opened.reader.have([ByteRange(22 * CHUNK, CHUNK)])
         assert len(store.keys("tree-")) == 4  # of 20 to 23, side by side
         assert len(opened.blob.requests) - asked == 2  # these, and the chunk
+
+
+@pytest.mark.parametrize(("mbit", "lengths"), [(100, [1, 5]), (10, [1, 1, 1])])
+async def test_hash_blocks_in_short_gaps_come_along_where_that_is_sooner(
+    layer: Layer, mbit: int, lengths: list[int]
+):
+    store = RottingStore()
+    async with rigged(store) as rig:
+        opened = await rig.open(layer)
+        ahead = opened.reader.ahead
+        assert ahead is not None
+        rig.engine.turns.line.bytes_per_s = mbit * 1e6 / 8
+        ahead.coming = {18, 22, 27}
+        asked = len(opened.blob.requests)
+        await opened.reader.have([ByteRange(number * CHUNK, CHUNK) for number in ahead.coming])
+        of_tree = [where.length for where in opened.blob.requests[asked:] if where.length < CHUNK]
+        assert sorted(of_tree) == [pieces * PIECE_BYTES for pieces in lengths]
+        assert len(store.keys("tree-")) == 3  # what came along for nothing is not kept
