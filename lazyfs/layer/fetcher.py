@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 
 
 def _nothing_between(gap: ByteRange) -> Sequence[Piece]:
-    """Gaps are left alone."""
+    """Nothing is known of gaps."""
     return ()
 
 
