@@ -28,7 +28,7 @@ MAX_NAME_BYTES = 256
 _CLASS_64, _BYTE_ORDERS = 2, {1: "<", 2: ">"}
 _HEADER_BYTES, _SEGMENT_BYTES, _ENTRY_BYTES = 64, 56, 16
 _PT_LOAD, _PT_DYNAMIC, _PT_INTERP = 1, 2, 3
-_PF_W = 2
+_PF_X, _PF_W = 1, 2
 _DT_NULL, _DT_NEEDED, _DT_PLTRELSZ, _DT_STRTAB, _DT_RELA, _DT_RELASZ = 0, 1, 2, 5, 7, 8
 _DT_STRSZ, _DT_JMPREL = 10, 23
 
@@ -41,6 +41,7 @@ class Segment(NamedTuple):
     address: int
     """Where it is mapped to."""
     is_written: bool
+    is_code: bool
 
 
 class Program(NamedTuple):
@@ -57,7 +58,7 @@ class Program(NamedTuple):
 
     def in_file(self, address: int, length: int = 1) -> ByteRange | None:
         """Where in the file something is that is mapped to ``address``, up to its segment's end."""
-        for where, start, _ in self.segments:
+        for where, start, _, _ in self.segments:
             if start <= address < start + where.length and length > 0:
                 left = start + where.length - address
                 return ByteRange(where.end - left, min(length, left))
@@ -93,7 +94,7 @@ def parse_program(head: bytes, size_bytes: int) -> Program | None:
             continue
         where = ByteRange(start, length)
         if kind == _PT_LOAD:
-            segments.append(Segment(where, address, bool(flags & _PF_W)))
+            segments.append(Segment(where, address, bool(flags & _PF_W), bool(flags & _PF_X)))
         elif kind == _PT_DYNAMIC:
             dynamic = where._replace(length=min(length, MAX_DYNAMIC_BYTES))
         elif kind == _PT_INTERP:

@@ -1,6 +1,7 @@
 """Guesses of a mount: chunks that nobody asked for, fetched while the line would be idle."""
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -46,9 +47,15 @@ class Guesser:
         self._turns = turns
         self._layers: list[_Layer] = []
         self._next: tuple[Place, Piece] | None = None
+        self._foreseen: deque[Place] = deque()
+        """In the order in which they were foreseen; not asked for yet."""
         self._nothing = True
         """There is nothing to guess until readers want something else."""
         self._started = False
+        self.is_alone = True
+        """No profile has brought what a start wants first."""
+        self.metadata_bytes = 0
+        """Frames of the layers whose metadata may be guessed."""
         self.likely = Likely()
         self.begun = trio.Event()
         """It is time to guess: what a profile brings is here."""
@@ -69,22 +76,67 @@ class Guesser:
         self.likely.add(number, chunks.of_image)
         return LayerGuesses(self, number, chunks)
 
-    def foreseen(self, number: int, indexes: range) -> None:
-        """Chunks of a layer will be wanted soon, wherever readers are; returns at once."""
+    def foreseen(self, number: int, indexes: range, *, at_once: bool = False) -> None:
+        """Chunks of a layer will be wanted soon, wherever readers are; returns at once.
+
+        Args:
+            number: of the layer.
+            indexes: of the chunks.
+            at_once: ask for them now, whatever is under way.
+        """
         layer = self._layers[number]
         found: list[Place] = []
         for index in indexes:
             piece = layer.chunks.piece(index)
-            length = piece.where.length
             place = Place(number, index)
-            if not self._here(piece) and self.likely.foresee(place, length):
-                layer.counters.guessed_bytes += length
+            if at_once and self.likely.is_foreseen(place) and not self._here(piece):
                 found.append(place)
+            elif not self._here(piece) and self.likely.foresee(place, piece.where.length):
+                (found if at_once else self._foreseen).append(place)
+        self._begin(found)
+        self._foresee_on()
+
+    def _foresee_on(self) -> None:
+        """Ask for what was foreseen, as long as the line has room."""
+        found: list[Place] = []
+        length = 0
+        while self._foreseen:
+            place = self._foreseen[0]
+            piece = self._layers[place.layer].chunks.piece(place.chunk)
+            if self.likely.is_foreseen(place) and not self._here(piece):
+                if not self._turns.line.may_foresee(piece.where.length, length):
+                    break
+                length += piece.where.length
+                found.append(place)
+            self._foreseen.popleft()
         self._begin(found)
 
-    def start(self) -> None:
-        """Guess from now on."""
-        self._started = True
+    @property
+    def is_line_long(self) -> bool:
+        """See ``Line.is_long``."""
+        return self._turns.line.is_long
+
+    def all_metadata(self) -> None:
+        """Begin to fetch inodes and directories of all layers, if they are small together."""
+        if self.metadata_bytes <= METADATA_BYTES:
+            self.likely.all_metadata()
+            self._think_again()
+
+    def fill(self, number: int, indexes: range, *, last: bool = False) -> None:
+        """See ``Likely.fill``; on long lines only."""
+        if self.is_line_long:
+            self.likely.fill(number, indexes, last=last)
+            self._think_again()
+
+    def _think_again(self) -> None:
+        """There may be something else to guess."""
+        self._next, self._nothing = None, False
+        if self._started:
+            self._nursery.start_soon(self._guess_later)
+
+    def start(self, *, alone: bool = True) -> None:
+        """Guess from now on; ``alone``: nobody else knew what will be wanted."""
+        self._started, self.is_alone = True, alone
         self.begun.set()
         self._turns.spare = self._guess
         self._guess()
@@ -99,9 +151,7 @@ class Guesser:
         length = piece.where.length
         if self.likely.wanted(place, length, here=self._here(piece)):
             layer.counters.guessed_right_bytes += length
-        self._next, self._nothing = None, False
-        if self._started:
-            self._nursery.start_soon(self._guess_later)
+        self._think_again()
 
     async def _guess_later(self) -> None:
         """Readers ask first."""
@@ -119,9 +169,11 @@ class Guesser:
 
     def _guess_on(self) -> None:
         """Neighbours among the guesses become one request."""
+        if self._foreseen:
+            self._foresee_on()
         guessed: list[Place] = []
         length = 0
-        while not self._nothing:
+        while not self._nothing and not self._foreseen:
             if self._next is None:
                 self._next = self._best()
                 self._nothing = self._next is None
@@ -132,7 +184,6 @@ class Guesser:
             self._next = None
             length += piece.where.length
             self.likely.guessed(place, piece.where.length)
-            self._layers[place.layer].counters.guessed_bytes += piece.where.length
             guessed.append(place)
         self._begin(guessed)
 
@@ -140,6 +191,9 @@ class Guesser:
         """Begin to fetch chunks."""
         for first, end in _runs(places):
             layer = self._layers[first.layer]
+            layer.counters.guessed_bytes += sum(
+                layer.chunks.piece(index).where.length for index in range(first.chunk, end)
+            )
             layer.begin(*layer.chunks.span(first.chunk, end))
 
     def _best(self) -> tuple[Place, Piece] | None:
@@ -186,12 +240,26 @@ class LayerGuesses:
         first, last = self._table.index_at(start), self._table.index_at(end - 1)
         length = self._table.frame(last).end - self._table.frame(first).offset
         if length <= METADATA_BYTES and last - first < METADATA_CHUNKS:
+            self._guesser.metadata_bytes += length
             self._guesser.likely.metadata(self._number, range(first, last + 1))
 
-    def foreseen(self, offset: int, length: int) -> None:
-        """A range inside the image, not empty, will be wanted soon; returns at once."""
+    def foreseen(self, offset: int, length: int, *, at_once: bool = False) -> None:
+        """A range inside the image, not empty, will be wanted soon; returns at once.
+
+        See ``Guesser.foreseen``.
+        """
+        self._guesser.foreseen(self._number, self._indexes(offset, length), at_once=at_once)
+
+    def _indexes(self, offset: int, length: int) -> range:
         first, last = self._table.index_at(offset), self._table.index_at(offset + length - 1)
-        self._guesser.foreseen(self._number, range(first, last + 1))
+        return range(first, last + 1)
+
+    def fill(self, offset: int, length: int, *, last: bool = False) -> None:
+        """A range inside the image, not empty, is probably wanted as a whole.
+
+        See ``Guesser.fill``.
+        """
+        self._guesser.fill(self._number, self._indexes(offset, length), last=last)
 
     def used(self, offset: int, length: int) -> None:
         """A range inside the image is about to be read; returns at once."""

@@ -8,6 +8,8 @@ credit up, of which what readers had to wait for brings back a little.
 
 And whoever has waited for some inodes and directories of an image will want others: each file on
 his way costs him a round trip, and all of them together are small.
+
+What a program probably wants as a whole (its code) is filled up behind the nearest neighbours.
 """
 
 from collections import deque
@@ -37,6 +39,16 @@ WANTED_SHARE = 0.5
 FORESEEN_BYTES = 8 << 20
 """What was foreseen and is not wanted yet comes to so much at most."""
 
+FILL = 0.6
+"""Speaks for the next chunk of a part that is probably wanted as a whole: more than what speaks for
+the second one beside the last that was wanted, and less than for the first."""
+
+FILL_AHEAD = 8
+"""Of such a part so many chunks may be guessed and not be wanted yet."""
+
+MOST_PARTS = 64
+"""Such parts that are remembered."""
+
 
 class Place(NamedTuple):
     """A chunk of a layer."""
@@ -61,6 +73,9 @@ class Likely:
         """Chunks of layers of whose metadata none was waited for."""
         self._in_use: deque[Place] = deque()
         """Chunks of metadata of the others."""
+        self._parts: list[tuple[int, range]] = []
+        self._last_parts: list[tuple[int, range]] = []
+        """Parts that are probably wanted as a whole, and those after them."""
         self.waited_bytes = 0
         """Wanted, and neither there nor guessed."""
         self.guessed_bytes = 0
@@ -76,6 +91,32 @@ class Likely:
     def metadata(self, layer: int, chunks: range) -> None:
         """Inodes and directories of a layer are about there."""
         self._metadata[layer] = chunks
+
+    def all_metadata(self) -> None:
+        """Inodes and directories of all layers will be wanted, though nobody waits for any yet."""
+        for layer in tuple(self._metadata):
+            self._use_metadata(layer)
+
+    def _use_metadata(self, layer: int) -> None:
+        self._in_use.extend(Place(layer, chunk) for chunk in self._metadata.pop(layer))
+
+    def fill(self, layer: int, chunks: range, *, last: bool = False) -> None:
+        """Chunks of a layer are probably wanted all together; ``last``: after other such parts."""
+        parts = self._last_parts if last else self._parts
+        if len(parts) < MOST_PARTS:
+            parts.append((layer, chunks))
+
+    def _filling(self) -> Place | None:
+        """The next chunk of the first part of which few are guessed in vain so far."""
+        for parts in (self._parts, self._last_parts):
+            for part in tuple(parts):
+                layer, chunks = part
+                states = self._states[layer][chunks.start : chunks.stop]
+                if (at := states.find(_State.UNKNOWN)) < 0:
+                    parts.remove(part)
+                elif states.count(_State.GUESSED) < FILL_AHEAD:
+                    return Place(layer, chunks.start + at)
+        return None
 
     def is_new(self, place: Place) -> bool:
         """Whether ``wanted`` was not told of a chunk."""
@@ -105,9 +146,7 @@ class Likely:
             self.waited_bytes += length
         self._lately.append(place)
         if place.chunk in self._metadata.get(place.layer, ()):
-            self._in_use.extend(
-                Place(place.layer, chunk) for chunk in self._metadata.pop(place.layer)
-            )
+            self._use_metadata(place.layer)
         return guessed
 
     def guessed(self, place: Place, length: int) -> None:
@@ -122,6 +161,10 @@ class Likely:
         self._states[place.layer][place.chunk] = _State.FORESEEN
         self.idle_bytes += length
         return True
+
+    def is_foreseen(self, place: Place) -> bool:
+        """Whether a chunk was foreseen, and no reader has wanted it yet."""
+        return self._states[place.layer][place.chunk] == _State.FORESEEN
 
     def pass_over(self, place: Place) -> None:
         """A chunk is there, or somebody fetches it: it need not be guessed."""
@@ -148,6 +191,9 @@ class Likely:
             self._in_use.popleft()
         if self._in_use:
             speaks[self._in_use[0]] = speaks.get(self._in_use[0], 0.0) + METADATA
+        next_of_part = self._filling()
+        if next_of_part is not None:
+            speaks[next_of_part] = speaks.get(next_of_part, 0.0) + FILL
         if not speaks:
             return None
         # Of equals the one behind: files are read forwards more often.

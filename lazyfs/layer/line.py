@@ -51,6 +51,15 @@ which would make a queue of our own look like a long line, and make it longer.""
 LEAST_WAIT_S = 0.01
 """What can be had sooner is not guessed: asking for it when it is wanted is as good."""
 
+LONG_BYTES = 256 << 10
+"""A line is long that carries so much in a round trip: a chunk of 512 KiB, compressed."""
+
+GUESS_ROUND_TRIPS = 1.2
+"""Guesses fill the line for so long: a bit more than until the next one can come."""
+
+FORESEEN_ROUND_TRIPS = 2
+"""The same of what is nearly sure to be wanted."""
+
 PAUSE_S = 0.02
 """So long the line is idle in any case between what a reader got and what it wants next: bytes
 are checked, a program runs."""
@@ -162,6 +171,11 @@ class Line:
         return max(LEAST_AHEAD_BYTES, min(wanted, MOST_AHEAD_BYTES))
 
     @property
+    def _round_trip_bytes(self) -> float:
+        """What the line carries in a round trip; 0: not known."""
+        return (self.bytes_per_s or 0.0) * self.round_trip_s
+
+    @property
     def guess_bytes(self) -> int:
         """How much may be under way for guesses to be asked for as well.
 
@@ -171,7 +185,7 @@ class Line:
         if self.bytes_per_s is None or not self.round_trip_s:
             return 0
         pause_bytes = min(self.bytes_per_s * PAUSE_S, MOST_PAUSE_BYTES)
-        return int(max(self.bytes_per_s * self.round_trip_s, pause_bytes))
+        return int(max(GUESS_ROUND_TRIPS * self._round_trip_bytes, pause_bytes))
 
     def may_guess(self, length: int, others: int = 0) -> bool:
         """Whether a guess is worth it, and may be asked for now.
@@ -182,6 +196,30 @@ class Line:
         """
         room = self.under_way + others + length <= self.guess_bytes
         return room and self.round_trip_s + self.transfer_s(length) >= LEAST_WAIT_S
+
+    @property
+    def is_long(self) -> bool:
+        """Whether waiting takes most of the time of who asks for one thing after the other.
+
+        Then what he will want should be under way before he knows it himself, and what is fetched
+        in vain meanwhile costs little.
+        """
+        return self.round_trip_s >= LEAST_WAIT_S and self._round_trip_bytes >= LONG_BYTES
+
+    def may_foresee(self, length: int, others: int = 0) -> bool:
+        """Whether what will be wanted soon may be asked for now.
+
+        On a long line not all at once: so much would stand before the little that says what
+        else will be wanted. On others it all comes in the time that this takes.
+
+        Args:
+            length: of it.
+            others: to be asked for before it.
+        """
+        under_way = self.under_way + others
+        if not self.is_long or under_way <= 0:
+            return True
+        return under_way + length <= FORESEEN_ROUND_TRIPS * self._round_trip_bytes
 
     def has_room(self, length: int) -> bool:
         """Whether something in the background may be asked for now."""

@@ -14,6 +14,7 @@ from functools import partial
 from lazyfs.errors import SourceUnavailableError
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.together import all_of
+from lazyfs.layer.turns import Turns
 from lazyfs.model import ByteRange
 from lazyfs.seekable.pointers import Pointers
 
@@ -50,9 +51,13 @@ def beginning(pointers: Pointers, layers: int) -> int:
 class OpeningSource:
     """A ``BlobSource`` whose beginning comes along when the first other range is fetched."""
 
-    def __init__(self, source: BlobSource, along_bytes: int) -> None:
-        """Fetch ``along_bytes`` of the beginning of ``source`` along with the first range."""
+    def __init__(self, source: BlobSource, along_bytes: int, turns: Turns) -> None:
+        """Fetch ``along_bytes`` of the beginning of ``source`` along with the first range.
+
+        The line of ``turns`` is measured by that, so that it is known when readers come.
+        """
         self._source = source
+        self._turns = turns
         self._along = ByteRange(0, along_bytes)
         self._beginning = b""
 
@@ -79,19 +84,28 @@ class OpeningSource:
         """
         along, self._along = self._along, ByteRange(0, 0)
         if not along.length:
-            return await self._source.fetch(where)
+            return await self._measured(where)
         if where.offset - along.end <= BRIDGE_BYTES:
-            data = await self._source.fetch(ByteRange(0, where.end))
+            data = await self._measured(ByteRange(0, where.end))
             self._beginning = data[: where.offset]
             return data[where.offset :]
         fetched, _ = await all_of(
-            [partial(self._source.fetch, where), partial(self._fetch_beginning, along)]
+            [partial(self._measured, where), partial(self._fetch_beginning, along)]
         )
         return fetched
 
+    async def _measured(self, where: ByteRange) -> bytes:
+        self._turns.asked(where.length)
+        with self._turns.answer(where.length) as answer:
+            async with (
+                self._source.stream(where) as stream,
+                aclosing(answer.counted(stream)) as counted,
+            ):
+                return b"".join([data async for data in counted])
+
     async def _fetch_beginning(self, along: ByteRange) -> bytes:
         try:
-            self._beginning = await self._source.fetch(along)
+            self._beginning = await self._measured(along)
         except SourceUnavailableError:
             self._beginning = b""  # who needs it asks again, and learns why
         return b""

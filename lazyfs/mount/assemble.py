@@ -365,7 +365,9 @@ class LayerOpener:
         along = 0
         if self._together and plan.pointers is not None and plan.index is None:
             along = beginning(plan.pointers, self._together)
-        opening = OpeningSource(await self._blob(plan.descriptor, counters), along)
+        opening = OpeningSource(
+            await self._blob(plan.descriptor, counters), along, self._engine.turns
+        )
         blob = KeptSpans(opening, digest, self._documents)
         index = None
         if plan.index is not None:

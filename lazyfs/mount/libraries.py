@@ -6,6 +6,7 @@ these will be. They are asked for as guesses are, only that they are nearly sure
 """
 
 import logging
+import os
 import stat
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -56,6 +57,22 @@ TRIPLETS = {
 }
 """What Debian calls the folders of a machine (``e_machine``)."""
 
+INTERPRETERS = {
+    "aarch64": (183, b"/lib/ld-linux-aarch64.so.1"),
+    "loongarch64": (258, b"/lib64/ld-linux-loongarch-lp64d.so.1"),
+    "ppc64le": (21, b"/lib64/ld64.so.2"),
+    "riscv64": (243, b"/lib/ld-linux-riscv64-lp64d.so.1"),
+    "s390x": (22, b"/lib/ld64.so.1"),
+    "x86_64": (62, b"/lib64/ld-linux-x86-64.so.2"),
+}
+"""By ``uname -m``: ``e_machine``, and where glibc's dynamic linker is as programs name it."""
+
+C_LIBRARY = b"libc.so.6"
+"""What nearly every program names that has such an interpreter."""
+
+SMALL_BYTES = 8 << 20
+"""Of a segment that is probably wanted as a whole, if only by the kernel's reading ahead."""
+
 FOLDERS = (b"/lib64", b"/usr/lib64", b"/lib", b"/usr/lib", b"/usr/local/lib")
 """Where dynamic linkers look for libraries besides."""
 
@@ -73,11 +90,19 @@ class _File(NamedTuple):
     reader: PagedReader
     where: ByteRange
 
-    def foresee(self, part: ByteRange) -> None:
+    def foresee(self, part: ByteRange, *, at_once: bool = False) -> None:
         """Begin to fetch a part that will be wanted; returns at once."""
         end = min(part.end, self.where.length, part.offset + MAX_PART_BYTES)
         if self.reader.guesses is not None and part.offset < end:
-            self.reader.guesses.foreseen(self.where.offset + part.offset, end - part.offset)
+            start = self.where.offset + part.offset
+            self.reader.guesses.foreseen(start, end - part.offset, at_once=at_once)
+
+    def fill(self, part: ByteRange, *, last: bool) -> None:
+        """A part is probably wanted as a whole; ``last``: after other such parts."""
+        end = min(part.end, self.where.length)
+        if self.reader.guesses is not None and part.offset < end:
+            start = self.where.offset + part.offset
+            self.reader.guesses.fill(start, end - part.offset, last=last)
 
     def foresee_faults(self, part: ByteRange) -> None:
         """The same of pages that will be found missing."""
@@ -124,6 +149,17 @@ class Libraries:
             layer.on_beginning = partial(self._begins, number)
         for reader in readers:
             reader.on_read_once = partial(self._is_read, reader)
+
+        nursery.start_soon(self._try, self._common, os.uname().machine)
+
+    async def _common(self, machine: str) -> None:
+        """On a long line have what nearly every start wants fetched while nobody reads yet."""
+        if not self._guesser.is_line_long or not self._guesser.is_alone:
+            return
+        self._guesser.all_metadata()
+        interpreter = INTERPRETERS.get(machine)
+        if interpreter is not None and await self._named(*interpreter):
+            await self._named(interpreter[0], C_LIBRARY)
 
     def _begins(self, layer: int, nid: Nid, data: bytes) -> None:
         """The beginning of a file was read; returns at once."""
@@ -175,9 +211,11 @@ class Libraries:
             return
         file = _File(reader, ByteRange(first.address, first.length))
         if self._is_new(file):
-            file.foresee(ByteRange(0, elf.HEAD_BYTES))
-            tail = max(0, first.length - TAIL_BYTES)
-            file.foresee_faults(ByteRange(tail, first.length - tail))
+            # What it needs besides is in there: all that waits for that waits for these.
+            file.foresee(ByteRange(0, elf.HEAD_BYTES), at_once=True)
+            tail = ByteRange(first.length - min(TAIL_BYTES, first.length), TAIL_BYTES)
+            file.foresee(tail, at_once=True)
+            file.foresee_faults(tail)
             await self._program(file)
 
     async def _program(self, file: _File) -> None:
@@ -190,23 +228,28 @@ class Libraries:
             if segment.is_written:
                 file.foresee_faults(segment.where)
         if program.interpreter is not None:
-            await self._named(program, LINKER_CACHE)
-            await self._named(program, elf.parse_name(await file.load(program.interpreter)))
+            await self._named(program.machine, LINKER_CACHE)
+            name = elf.parse_name(await file.load(program.interpreter))
+            await self._named(program.machine, name)
         dynamic = elf.parse_dynamic(program, await file.load(program.dynamic))
         for table in dynamic.tables:
             file.foresee_faults(table)
+        for segment in program.segments:
+            is_small = segment.where.length <= SMALL_BYTES
+            if not segment.is_written and (is_small or segment.is_code):
+                file.fill(segment.where, last=not is_small)
         for at in dynamic.needed:
             name = elf.parse_name(await file.load(ByteRange(at, elf.MAX_NAME_BYTES)))
-            await self._named(program, name)
+            await self._named(program.machine, name)
 
-    async def _named(self, program: elf.Program, name: bytes | None) -> None:
-        """Look into a library, by its name or its path."""
+    async def _named(self, machine: int, name: bytes | None) -> bool:
+        """Look into a library for a machine, by its name or its path; whether there is one."""
         if name is None or name in self._names or len(self._names) == MAX_NAMES:
-            return
+            return False
         self._names.add(name)
         paths = [name]
         if b"/" not in name:
-            triplet = TRIPLETS.get(program.machine)
+            triplet = TRIPLETS.get(machine)
             folders = [] if triplet is None else [b"/lib/" + triplet, b"/usr/lib/" + triplet]
             paths = [folder + b"/" + name for folder in (*folders, *FOLDERS)]
         for path in paths:
@@ -214,7 +257,8 @@ class Libraries:
             node = await self._find(path)
             if node is not None:
                 self._look_into(place_of(node))
-                return
+                return True
+        return False
 
     async def _find(self, path: bytes) -> NodeId | None:
         """The regular file that a path leads to; None: there is none."""

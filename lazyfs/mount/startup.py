@@ -79,7 +79,7 @@ class Startup:
         if self._state == "looking":
             await self._try_profile()
         if self._guesser is not None:
-            self._guesser.start()
+            self._guesser.start(alone=self._profile is None)
         if self._options.prefetch == "all":
             await self._opened.wait()
             readers = [layer.opened.reader for layer in self._layers]

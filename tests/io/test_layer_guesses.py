@@ -10,7 +10,7 @@ import trio.testing
 
 from lazyfs.errors import SourceUnavailableError
 from lazyfs.layer.guess import INODE_BYTES, METADATA_BYTES, Guesser
-from lazyfs.layer.likely import FREE_BYTES, WANTED_SHARE
+from lazyfs.layer.likely import FILL_AHEAD, FREE_BYTES, WANTED_SHARE
 from lazyfs.profile.recording import Recording
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer
@@ -214,3 +214,75 @@ async def test_metadata_is_guessed_unless_it_is_large(
         await trio.sleep(1)
         there = [chunk for chunk in range(20) if rig.store.contains(found.key(chunk))]
         assert there == list(range(2, 14) if guessed else range(8, 13))
+
+
+async def test_what_is_foreseen_fills_a_long_line_and_readers_pass_it(
+    layer: Layer, autojump_clock: trio.testing.MockClock
+):
+    async with rigged() as rig:
+        with_guesser(rig).start()
+        found, blob = await open_on_line(rig, layer, 50, 100)
+        guesses = found.reader.guesses
+        assert guesses is not None
+        guesses.foreseen(0, READ)  # nothing is known of the line yet
+        await trio.sleep(1)
+        line = rig.engine.turns.line
+        assert line.is_long
+        before = len(blob.requests)
+        guesses.foreseen(10 * CHUNK, 40 * CHUNK)
+        assert line.under_way < 0.2 * 100e6 / 8
+        began = trio.current_time()
+        await found.reader.read_once(48 * CHUNK, READ)
+        waited = trio.current_time() - began
+        assert waited < 0.35 < 40 * CHUNK * 8 / 100e6
+        await trio.sleep(1)
+        assert all(rig.store.contains(found.key(chunk)) for chunk in range(10, 50))
+        frames = {frame.offset for frame in layer.frames}
+        asked = [where.offset for where in blob.requests[before:] if where.offset in frames]
+        assert len(asked) == len(set(asked))
+        assert found.counters.guessed_bytes >= 40 * CHUNK
+
+
+async def test_what_is_foreseen_comes_at_once_where_the_line_is_not_long(
+    layer: Layer, autojump_clock: trio.testing.MockClock
+):
+    async with rigged() as rig:
+        with_guesser(rig).start()
+        found, _ = await open_on_line(rig, layer, 5, 100)
+        await found.reader.read_once(0, READ)
+        assert found.reader.guesses is not None
+        found.reader.guesses.foreseen(10 * CHUNK, 40 * CHUNK)
+        assert rig.engine.turns.line.under_way >= 40 * CHUNK
+
+
+@pytest.mark.parametrize(("line", "filled"), [((50, 100), True), ((50, 10), False)])
+async def test_a_part_that_is_wanted_as_a_whole_is_filled_up_on_a_long_line(
+    layer: Layer, line: tuple[float, float], filled: bool, autojump_clock: trio.testing.MockClock
+):
+    async with rigged() as rig:
+        with_guesser(rig).start()
+        found, _ = await open_on_line(rig, layer, *line)
+        await found.reader.read_once(150 * CHUNK, READ)
+        assert found.reader.guesses is not None
+        found.reader.guesses.fill(20 * CHUNK, 30 * CHUNK)
+        await trio.sleep(2)
+        there = [chunk for chunk in range(20, 50) if rig.store.contains(found.key(chunk))]
+        assert there == (list(range(20, 20 + FILL_AHEAD)) if filled else [])
+
+
+@pytest.mark.parametrize("small", [True, False])
+async def test_all_metadata_come_before_anybody_waits_if_they_are_small(
+    layer: Layer, small: bool, autojump_clock: trio.testing.MockClock
+):
+    async with rigged() as rig:
+        guesser = with_guesser(rig)
+        guesser.start()
+        found, _ = await open_on_line(rig, layer, 50, 100)
+        assert found.reader.guesses is not None
+        await found.reader.read_once(150 * CHUNK, READ)
+        found.reader.guesses.metadata(2 * CHUNK, 4 * CHUNK // INODE_BYTES)
+        if not small:  # together with those of another place
+            found.reader.guesses.metadata(20 * CHUNK, (METADATA_BYTES - CHUNK) // INODE_BYTES)
+        guesser.all_metadata()
+        await trio.sleep(1)
+        assert rig.store.contains(found.key(3)) is small

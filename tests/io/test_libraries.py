@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -11,8 +12,10 @@ from lazyfs.erofs.extents import Extent
 from lazyfs.image.nodes import place_of
 from lazyfs.image.tracing import Route, follow
 from lazyfs.layer.likely import FORESEEN_BYTES
+from lazyfs.layer.line import Line
 from lazyfs.model import ByteRange, NodeId
 from lazyfs.mount.assemble import OpenedImage, open_image
+from lazyfs.mount.libraries import C_LIBRARY, INTERPRETERS
 from lazyfs.mount.options import MountOptions
 from tests.support import layer_builder as build
 from tests.support.elf_files import elf_file
@@ -210,3 +213,47 @@ async def test_programs_read_while_a_profile_is_looked_for_are_looked_into_later
             while not await is_here(image, "opt/libb.so"):
                 await wait_all_settled()
         assert not await is_here(image, "opt/other.so")
+
+
+@pytest.fixture
+def behind_a_long_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Line, "is_long", property(lambda line: True))
+    machine = SimpleNamespace(machine="x86_64")
+    monkeypatch.setattr("lazyfs.mount.libraries.os", SimpleNamespace(uname=lambda: machine))
+
+
+COMMON_LIBRARIES = (
+    INTERPRETERS["x86_64"][1].decode()[1:],
+    LIBRARIES + C_LIBRARY.decode(),
+    LIBRARIES + "libmore.so",
+    "usr/lib/libother.so",
+)
+COMMON = apart(
+    *(
+        (path, library(*needed, number=number))
+        for number, (path, needed) in enumerate(
+            zip(COMMON_LIBRARIES, ([], [b"libmore.so"], [], []), strict=True), 4
+        )
+    )
+)
+
+
+@pytest.mark.usefixtures("behind_a_long_line")
+async def test_behind_a_long_line_what_all_programs_need_comes_before_any_is_read(
+    tmp_path: Path, options: MountOptions
+):
+    async with opened(tmp_path, options, COMMON) as image:
+        assert isinstance(image, OpenedImage)
+        await wait_all_settled()
+        assert [await is_here(image, path, -1) for path in COMMON_LIBRARIES] == [1, 1, 1, 0]
+
+
+@pytest.mark.usefixtures("behind_a_long_line")
+async def test_images_without_such_an_interpreter_cost_nothing(
+    tmp_path: Path, options: MountOptions
+):
+    other = {path: node for path, node in COMMON.items() if not path.startswith(b"lib64/")}
+    async with opened(tmp_path, options, other) as image:
+        assert isinstance(image, OpenedImage)
+        await wait_all_settled()
+        assert not any([await is_here(image, path, -1) for path in COMMON_LIBRARIES[1:]])

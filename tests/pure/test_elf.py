@@ -52,10 +52,10 @@ def test_it_says_what_readelf_says(path: str):
         re.MULTILINE,
     )
     assert [
-        (where.offset, address, where.length, is_written)
-        for where, address, is_written in program.segments
+        (where.offset, address, where.length, is_written, is_code)
+        for where, address, is_written, is_code in program.segments
     ] == [
-        (int(offset, 16), int(address, 16), int(length, 16), "W" in flags)
+        (int(offset, 16), int(address, 16), int(length, 16), "W" in flags, "E" in flags)
         for offset, address, length, flags in loads
     ]
     sections = re.findall(
@@ -140,7 +140,7 @@ def check(head: bytes, section: bytes, size: int) -> None:
     program = parse_program(head, size)
     if program is None:
         return
-    parts = [program.dynamic, program.interpreter, *(where for where, _, _ in program.segments)]
+    parts = [program.dynamic, program.interpreter, *(segment.where for segment in program.segments)]
     for part in parts:
         assert part is None or 0 <= part.offset < part.end <= size
     found = parse_dynamic(program, section)

@@ -3,7 +3,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lazyfs.layer.likely import FORESEEN_BYTES, FREE_BYTES, NEAR, WANTED_SHARE, Likely, Place
+from lazyfs.layer.likely import (
+    FILL_AHEAD,
+    FORESEEN_BYTES,
+    FREE_BYTES,
+    MOST_PARTS,
+    NEAR,
+    WANTED_SHARE,
+    Likely,
+    Place,
+)
 
 LENGTH = 200_000
 CHUNKS = 100
@@ -144,3 +153,48 @@ def test_what_is_foreseen_in_vain_is_limited():
     assert likely.foresee(Place(0, 9), length)
     assert not likely.foresee(Place(0, 8), length)
     assert likely.affords(FREE_BYTES)
+
+
+def test_all_metadata_are_guessed_in_order_though_none_was_waited_for():
+    likely = layers(CHUNKS, CHUNKS)
+    likely.metadata(1, range(3, 5))
+    likely.metadata(0, range(7, 8))
+    assert guesses(likely) == []
+    likely.all_metadata()
+    assert guesses(likely) == [(1, 3), (1, 4), (0, 7)]
+
+
+def test_a_part_is_filled_up_as_far_as_it_is_wanted():
+    likely = layers(CHUNKS)
+    likely.fill(0, range(20, 60))
+    ahead = [Place(0, chunk) for chunk in range(20, 20 + FILL_AHEAD)]
+    assert guesses(likely) == ahead
+    for place in ahead[:3]:
+        likely.wanted(place, LENGTH, here=True)
+    more = [chunk for _, chunk in guesses(likely)]
+    assert set(range(20 + FILL_AHEAD, 23 + FILL_AHEAD)) <= set(more)
+    assert max(more) < 23 + FILL_AHEAD
+
+
+def test_nearest_neighbours_come_before_a_part_and_others_behind_it():
+    likely = layers(CHUNKS)
+    likely.fill(0, range(80, 82))
+    likely.wanted(Place(0, 50), LENGTH, here=False)
+    assert [chunk for _, chunk in guesses(likely)] == [51, 49, 80, 81, 52, 48]
+
+
+def test_parts_are_filled_one_after_the_other_and_some_last():
+    likely = layers(CHUNKS)
+    likely.fill(0, range(60, 62), last=True)
+    likely.fill(0, range(40, 42))
+    likely.fill(0, range(20, 22))
+    assert [chunk for _, chunk in guesses(likely)] == [40, 41, 20, 21, 60, 61]
+
+
+def test_so_many_parts_are_remembered():
+    likely = layers(2 * MOST_PARTS)
+    for chunk in range(2 * MOST_PARTS):
+        likely.fill(0, range(chunk, chunk + 1))
+    assert len(guesses(likely, 2 * MOST_PARTS)) == MOST_PARTS
+    likely.fill(0, range(MOST_PARTS, MOST_PARTS + 1))  # what is full makes room
+    assert guesses(likely) == [(0, MOST_PARTS)]

@@ -122,3 +122,20 @@ def test_room_is_what_is_not_under_way():
     assert not line.has_room(1001)
     line.given_up(500)
     assert line.has_room(1500)
+
+
+def test_lines_are_long_where_a_round_trip_carries_a_chunk():
+    lines = {(mbit, rtt_s) for mbit in (10, 100, 1000) for rtt_s in (0.0005, 0.005, 0.05)}
+    assert {line for line in lines if measured(*line).is_long} == {(100, 0.05), (1000, 0.05)}
+    assert not Line().is_long
+
+
+def test_what_will_be_wanted_is_asked_for_in_portions_on_long_lines_only():
+    thin, long = measured(10, 0.05), measured(100, 0.05)
+    assert Line().may_foresee(1 << 30)
+    assert thin.may_foresee(1 << 30)
+    assert long.may_foresee(1 << 30)  # who never could would never come
+    long.asked(PIECE)
+    assert long.may_foresee(long.guess_bytes)
+    assert not long.may_foresee(long.guess_bytes, others=long.guess_bytes)
+    assert not long.may_foresee(1 << 30)
