@@ -97,14 +97,18 @@ class Guesser:
         self._foresee_on()
 
     def _foresee_on(self) -> None:
-        """Ask for what was foreseen, as long as the line has room."""
+        """Ask for what was foreseen, as long as the line has room.
+
+        Where the rest of an image comes in the background there never is any: then at once.
+        """
         found: list[Place] = []
         length = 0
+        waits = not self._turns.has_late
         while self._foreseen:
             place = self._foreseen[0]
             piece = self._layers[place.layer].chunks.piece(place.chunk)
             if self.likely.is_foreseen(place) and not self._here(piece):
-                if not self._turns.line.may_foresee(piece.where.length, length):
+                if waits and not self._turns.line.may_foresee(piece.where.length, length):
                     break
                 length += piece.where.length
                 found.append(place)

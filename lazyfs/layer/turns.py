@@ -60,6 +60,11 @@ class Turns:
         """Bytes that a reader waits for are asked for; ``answer`` must follow."""
         self.line.asked(length)
 
+    @property
+    def has_late(self) -> bool:
+        """Whether somebody fills the line with what was known before."""
+        return bool(self._late)
+
     def line_up(self, length: int, *, late: bool = False) -> Turn:
         """Take a place in the line of those that nobody waits for; ``wait`` must follow.
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import pytest
 import trio
 import trio.testing
+from trio.testing import wait_all_tasks_blocked
 
 from lazyfs.errors import SourceUnavailableError
 from lazyfs.layer.guess import INODE_BYTES, METADATA_BYTES, Guesser
 from lazyfs.layer.likely import FILL_AHEAD, FREE_BYTES, WANTED_SHARE
+from lazyfs.model import ByteRange
 from lazyfs.profile.recording import Recording
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer
@@ -253,6 +255,21 @@ async def test_what_is_foreseen_comes_at_once_where_the_line_is_not_long(
         assert found.reader.guesses is not None
         found.reader.guesses.foreseen(10 * CHUNK, 40 * CHUNK)
         assert rig.engine.turns.line.under_way >= 40 * CHUNK
+
+
+async def test_what_is_foreseen_does_not_wait_for_the_rest_of_an_image(
+    layer: Layer, autojump_clock: trio.testing.MockClock
+):
+    async with rigged() as rig, trio.open_nursery() as nursery:
+        with_guesser(rig).start()
+        found, _ = await open_on_line(rig, layer, 50, 100)
+        await found.reader.read_once(0, READ)
+        nursery.start_soon(found.reader.have, [ByteRange(60 * CHUNK, 100 * CHUNK)])
+        await wait_all_tasks_blocked()
+        assert found.reader.guesses is not None
+        before = rig.engine.turns.line.under_way
+        found.reader.guesses.foreseen(10 * CHUNK, 40 * CHUNK)
+        assert rig.engine.turns.line.under_way >= before + 40 * CHUNK
 
 
 @pytest.mark.parametrize(("line", "filled"), [((50, 100), True), ((50, 10), False)])
