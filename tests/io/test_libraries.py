@@ -17,6 +17,9 @@ from lazyfs.model import ByteRange, NodeId
 from lazyfs.mount.assemble import OpenedImage, open_image
 from lazyfs.mount.libraries import C_LIBRARY, INTERPRETERS
 from lazyfs.mount.options import MountOptions
+from lazyfs.profile.document import BlockRun, Profile, encode_profile
+from lazyfs.resolve import resolve_image
+from registry.transports import open_source
 from tests.support import layer_builder as build
 from tests.support.elf_files import elf_file
 from tests.support.layer_builder import Node, erofs_image, file, link
@@ -257,3 +260,26 @@ async def test_images_without_such_an_interpreter_cost_nothing(
         assert isinstance(image, OpenedImage)
         await wait_all_settled()
         assert not any([await is_here(image, path, -1) for path in COMMON_LIBRARIES[1:]])
+
+
+@pytest.mark.usefixtures("behind_a_long_line")
+async def test_where_a_profile_has_brought_what_is_wanted_nothing_of_that_comes(
+    tmp_path: Path, options: MountOptions
+):
+    layer = build.seekable(erofs_image(COMMON), CHUNK)
+    name = write_image(tmp_path / "layout", [layer], ["sha256:" + "a" * 64]).name
+    async with open_source(name) as source:
+        resolved = await resolve_image(source, None)
+    digests = tuple(str(descriptor.digest) for descriptor in resolved.manifest.layers)
+    path = tmp_path / "app.profile"
+    blocks = (BlockRun(0, 0, 1),)
+    path.write_bytes(
+        encode_profile(Profile(str(resolved.descriptor.digest), digests, 1, blocks, ()))
+    )
+    async with open_image(name, replace(options, prefetch="profile", profile=path)) as image:
+        assert isinstance(image, OpenedImage)
+        await wait_all_settled()
+        profile = (await image.status())["profile"]
+        assert isinstance(profile, dict)
+        assert profile["state"] == "done"
+        assert not any([await is_here(image, path, -1) for path in COMMON_LIBRARIES])
