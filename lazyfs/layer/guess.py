@@ -127,8 +127,8 @@ class Guesser:
             self._think_again()
 
     def fill(self, number: int, indexes: range, *, last: bool = False) -> None:
-        """See ``Likely.fill``; on long lines only."""
-        if self.is_line_long:
+        """See ``Likely.fill``; on long lines only, and not behind a profile, which knows better."""
+        if self.is_line_long and self.is_alone:
             self.likely.fill(number, indexes, last=last)
             self._think_again()
 

@@ -1,6 +1,6 @@
 """What a profile makes a mount fetch, in which order and portions."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from lazyfs.model import ByteRange
@@ -13,11 +13,6 @@ has twice as many as the one before."""
 
 MAX_SPANS = 6
 """Places of blobs in a portion: requests of two portions leave some of a layer's for readers."""
-
-ALONG_BYTES = 256 << 10
-"""At most so many bytes of blobs come before their time, because they lie beside what is wanted:
-requests of their own would take longer on all but slow lines, and there all of it must come anyway.
-"""
 
 LIMIT_BYTES = 2 << 30
 """Bytes of blobs that one profile may make a mount fetch."""
@@ -65,8 +60,6 @@ def plan_batches(
 ) -> tuple[list[Batch], Dropped]:
     """Turn blocks into portions of chunks, in order of first use, no chunk twice.
 
-    Chunks beside others come with them, somewhat sooner than they are used.
-
     Args:
         blocks: of a profile; may say anything.
         layers: by the index that the blocks have: the table and the size of the image in bytes,
@@ -90,7 +83,7 @@ def plan_batches(
     portion = _Portion(layers)
     limit = FIRST_BATCH_BYTES
     total = 0
-    for layer, index in _neighbours_together(wanted, layers):
+    for layer, index in wanted:
         length = layers[layer][0].frame(index).length
         if total + length > LIMIT_BYTES:
             return [*batches, *portion.taken()], Dropped(outside, limited=True)
@@ -100,28 +93,6 @@ def plan_batches(
         portion.add(layer, index)
         total += length
     return [*batches, *portion.taken()], Dropped(outside, limited=False)
-
-
-def _neighbours_together(
-    wanted: Collection[tuple[int, int]], layers: Mapping[int, tuple[Table, int]]
-) -> Iterator[tuple[int, int]]:
-    """The same chunks, by layer and index: each is followed by those beside it, then the next."""
-    given: set[tuple[int, int]] = set()
-    for layer, index in wanted:
-        if (layer, index) in given:
-            continue
-        given.add((layer, index))
-        yield layer, index
-        left = ALONG_BYTES
-        for step in (1, -1):
-            beside = (layer, index + step)
-            while beside in wanted and beside not in given:
-                left -= layers[layer][0].frame(beside[1]).length
-                if left < 0:
-                    break
-                given.add(beside)
-                yield beside
-                beside = (layer, beside[1] + step)
 
 
 class _Portion:

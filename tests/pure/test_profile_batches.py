@@ -63,16 +63,6 @@ def test_what_is_used_first_comes_first_and_neighbours_together() -> None:
     assert batch.ranges == {0: [ByteRange(8 * CHUNK, 3 * CHUNK), ByteRange(0, CHUNK)]}
 
 
-def test_what_lies_beside_comes_along_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FIRST_BATCH_BYTES", "BATCH_BYTES"):
-        monkeypatch.setattr(module, name, 4000)
-    monkeypatch.setattr(module, "ALONG_BYTES", 3500)
-    runs = [BlockRun(0, 4 * number, 1) for number in (8, 30, 10, 9, 13, 12, 7, 6, 11)]
-    batches, _ = plan_batches(runs, {0: table(40)})
-    portions = [{number for _, number in chunks_of([batch])} for batch in batches]
-    assert portions == [{8, 9, 10, 11}, {30, 13, 12, 7}, {6}]
-
-
 def test_portions_grow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_BATCH_BYTES", 2000)
     monkeypatch.setattr(module, "BATCH_BYTES", 6000)
