@@ -272,12 +272,19 @@ async def test_what_is_foreseen_does_not_wait_for_the_rest_of_an_image(
         assert rig.engine.turns.line.under_way >= before + 40 * CHUNK
 
 
-@pytest.mark.parametrize(("line", "filled"), [((50, 100), True), ((50, 10), False)])
+@pytest.mark.parametrize(
+    ("line", "alone", "filled"),
+    [((50, 100), True, True), ((50, 100), False, False), ((50, 10), True, False)],
+)
 async def test_a_part_that_is_wanted_as_a_whole_is_filled_up_on_a_long_line(
-    layer: Layer, line: tuple[float, float], filled: bool, autojump_clock: trio.testing.MockClock
+    layer: Layer,
+    line: tuple[float, float],
+    alone: bool,
+    filled: bool,
+    autojump_clock: trio.testing.MockClock,
 ):
     async with rigged() as rig:
-        with_guesser(rig).start()
+        with_guesser(rig).start(alone=alone)
         found, _ = await open_on_line(rig, layer, *line)
         await found.reader.read_once(150 * CHUNK, READ)
         assert found.reader.guesses is not None
