@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import httpx
 
+from registry.byteranges import Parts
 from registry.endpoint import refuse_page
-from registry.errors import ContentError, TransportError
+from registry.errors import ContentError, OneRangeError, TransportError
 from registry.manifest import Descriptor
-from registry.ranges import check_content_range
+from registry.ranges import Range, check_content_range
 from registry.wire import Wire
 
 OK, PARTIAL = 200, 206
@@ -17,18 +18,33 @@ OK, PARTIAL = 200, 206
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A range of a blob, at least one byte."""
+    """A range of a blob, or several, of at least one byte each."""
 
     blob: Descriptor
-    offset: int
-    length: int
+    ranges: tuple[Range, ...]
     what: str
     """The blob, for messages."""
 
     @property
+    def length(self) -> int:
+        """Bytes in all of them."""
+        return sum(length for _, length in self.ranges)
+
+    @property
+    def only(self) -> tuple[int, int]:
+        """Beginning and end of the only range."""
+        ((start, length),) = self.ranges
+        return start, start + length
+
+    @property
+    def are_several(self) -> bool:
+        """Whether it is more than one range."""
+        return len(self.ranges) > 1
+
+    @property
     def is_whole(self) -> bool:
         """Whether it is all of the blob: then no range is asked for."""
-        return self.length == self.blob.size_bytes
+        return not self.are_several and self.length == self.blob.size_bytes
 
 
 def check_head(response: httpx.Response, wanted: Wanted) -> None:
@@ -36,13 +52,18 @@ def check_head(response: httpx.Response, wanted: Wanted) -> None:
 
     Raises:
         ContentError: another length, or another size of the whole.
+        OneRangeError: several ranges were asked for, and something else came.
         TransportError: another part, or a web page.
     """
-    refuse_page(response, wanted.blob.media_type)
     size_bytes = wanted.blob.size_bytes
+    if wanted.are_several:
+        if response.status_code != PARTIAL or not Parts.are_in(response.headers):
+            raise OneRangeError(f"{wanted.what}: not several ranges by one answer")
+        return
+    refuse_page(response, wanted.blob.media_type)
     if response.status_code == PARTIAL:
         header = response.headers.get("content-range")
-        check_content_range(header, wanted.offset, wanted.length, size_bytes, wanted.what)
+        check_content_range(header, *wanted.ranges[0], size_bytes, wanted.what)
         _check_length(response, wanted.length, wanted.what)
     else:
         _check_length(response, size_bytes, wanted.what)
@@ -59,12 +80,22 @@ async def exact_body(
 ) -> AsyncGenerator[bytes, None]:
     """The wanted bytes, with which the body begins; one that ends too early is an error.
 
-    So is one that goes on, unless it is the whole blob of which the beginning is wanted.
+    So is one that goes on, unless it is the whole blob of which the beginning is wanted. Several
+    ranges come one after the other.
 
     Raises:
         ContentError: too long.
+        OneRangeError: other ranges than those that are wanted.
         TransportError: too short, or cut.
     """
+    if wanted.are_several:
+        parts = Parts(response.headers, wanted.ranges, wanted.blob.size_bytes, wanted.what)
+        async with aclosing(wire.pieces(response)) as pieces:
+            async for piece in pieces:
+                for data in parts.feed(piece):
+                    yield data
+        parts.finish()
+        return
     missing = wanted.length
     must_end = response.status_code == PARTIAL or wanted.is_whole
     async with aclosing(wire.pieces(response)) as pieces:

@@ -22,6 +22,7 @@ from registry.endpoint import Endpoint, pull_scope
 from registry.errors import (
     ContentError,
     NoRangesError,
+    OneRangeError,
     RegistryError,
     ResponseError,
     TransportError,
@@ -30,7 +31,8 @@ from registry.hedge import hedged
 from registry.hosts import Capability
 from registry.httperrors import host_of
 from registry.manifest import Descriptor
-from registry.ranges import check_range, range_header
+from registry.ranges import Range, check_range, range_header
+from registry.retry import RETRIED_STATUSES
 from registry.wire import origin
 
 PROGRESS_BYTES = 64 << 10
@@ -49,6 +51,8 @@ LACKS_IT_S = 60.0
 """How long a host that does not have (or give) the blob is asked last."""
 STALE_STATUSES = frozenset({400, 401, 403, 404, 410})
 """What a signed URL answers when it has expired, depending on the storage."""
+OTHER_REASONS = STALE_STATUSES - {400} | RETRIED_STATUSES - {500}
+"""Refusals that would be the same if one range had been asked for in place of several."""
 
 
 @dataclass(slots=True)
@@ -83,6 +87,11 @@ class RemoteBlob:
         """As ``BlobReader.origin``."""
         return self._client.reference.endpoint
 
+    @property
+    def ranges_at_once(self) -> int:
+        """As ``BlobReader.ranges_at_once``."""
+        return self._client.several.at_once
+
     async def fetch(self, offset: int, length: int) -> bytes:
         """As ``BlobReader.fetch``; tries again within the time limit.
 
@@ -91,10 +100,14 @@ class RemoteBlob:
         async with self.stream(offset, length) as pieces:
             return b"".join([piece async for piece in pieces])
 
-    def stream(self, offset: int, length: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """As ``BlobReader.stream``; a cut connection is taken up again where it ended."""
-        check_range(offset, length, self.size_bytes, self._what)
-        return self._stream(offset, length)
+    def stream(
+        self, offset: int, length: int, *more: Range
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """As ``BlobReader.stream``; of one range, a cut connection is taken up where it ended."""
+        ranges = ((offset, length), *more)
+        for where in ranges:
+            check_range(*where, self.size_bytes, self._what)
+        return self._stream(ranges)
 
     def distrust(self, offset: int, length: int) -> str:
         """As ``BlobReader.distrust``."""
@@ -129,11 +142,13 @@ class RemoteBlob:
         return found
 
     @asynccontextmanager
-    async def _stream(self, offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        async with aclosing(self._pieces(offset, offset + length)) as pieces:
+    async def _stream(self, ranges: tuple[Range, ...]) -> AsyncIterator[AsyncIterator[bytes]]:
+        bytes_of = self._together(ranges) if len(ranges) > 1 else self._pieces(*ranges[0])
+        async with aclosing(bytes_of) as pieces:
             yield pieces
 
-    async def _pieces(self, position: int, end: int) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, offset: int, length: int) -> AsyncGenerator[bytes, None]:
+        position, end = offset, offset + length
         attempts = self._client.attempts(Capability.PULL)
         mark = position
         while position < end:
@@ -142,7 +157,7 @@ class RemoteBlob:
                 return
             avoid = self._avoided()
             endpoint = attempts.choose(avoid)
-            wanted = Wanted(self._descriptor, position, end - position, self._what)
+            wanted = Wanted(self._descriptor, ((position, end - position),), self._what)
             try:
                 async with self._answer(endpoint, attempts, avoid, wanted) as (endpoint, body):
                     async for piece in body:
@@ -156,6 +171,22 @@ class RemoteBlob:
                     mark = position
                     attempts.progressed()
                 await attempts.failed(endpoint, error)
+
+    async def _together(self, ranges: tuple[Range, ...]) -> AsyncGenerator[bytes, None]:
+        """Several ranges by one answer; whatever fails is not tried again."""
+        attempts = self._client.attempts(Capability.PULL)
+        avoid = self._avoided()
+        endpoint = attempts.choose(avoid)
+        wanted = Wanted(self._descriptor, ranges, self._what)
+        try:
+            with self._client.several.tried():
+                async with self._answer(endpoint, attempts, avoid, wanted) as (endpoint, body):
+                    async for piece in body:
+                        yield piece
+            attempts.succeeded(endpoint)
+        except RegistryError as error:
+            note_failure(endpoint, error)
+            raise
 
     def _avoided(self) -> list[Endpoint]:
         now = trio.current_time()
@@ -178,10 +209,10 @@ class RemoteBlob:
                     second = partial(attempts.second, first, avoid)
                     race = hedged(first, second, delay_s, open_at)
                     endpoint, (host, body) = await stack.enter_async_context(race)
-                end = wanted.offset + wanted.length
-                self._client.served.append(
-                    Served(wanted.blob.digest, wanted.offset, end, endpoint, host)
-                )
+                for start, length in wanted.ranges:
+                    self._client.served.append(
+                        Served(wanted.blob.digest, start, start + length, endpoint, host)
+                    )
                 limit.deadline = INFINITE
             if limit.cancelled_caught:
                 raise attempts.expired(first)
@@ -196,16 +227,17 @@ class RemoteBlob:
         if not known.sends_ranges and trio.current_time() < known.avoid_until:
             refuse_beyond_prefix(wanted)
             async with self._whole:
-                if kept := self._prefix(wanted.offset, wanted.offset + wanted.length):
+                if kept := self._prefix(*wanted.only):
                     yield endpoint.name, _one(kept)
                     return
-        headers = {} if wanted.is_whole else {"Range": range_header(wanted.offset, wanted.length)}
+        headers = {} if wanted.is_whole else {"Range": range_header(wanted.ranges)}
         async with self._respond(endpoint, headers) as response:
-            if response.status_code not in (OK, PARTIAL):
+            status = response.status_code
+            if status not in (OK, PARTIAL) and (not wanted.are_several or status in OTHER_REASONS):
                 raise await endpoint.refusal(response, f"blob {self._descriptor.digest}")
             check_head(response, wanted)
             host = host_of(response.url)
-            if response.status_code == OK and not wanted.is_whole:
+            if status == OK and not wanted.is_whole:
                 known.sends_ranges = False
                 known.avoid_until = trio.current_time() + LACKS_IT_S
                 refuse_beyond_prefix(wanted)
@@ -221,14 +253,14 @@ class RemoteBlob:
 
     async def _cut_out(self, endpoint: Endpoint, response: httpx.Response, wanted: Wanted) -> bytes:
         """A range out of an answer with the whole blob, which one reader reads for all."""
-        end = wanted.offset + wanted.length
+        start, end = wanted.only
         async with self._whole:
-            if kept := self._prefix(wanted.offset, end):
+            if kept := self._prefix(start, end):
                 return kept
             prefix = await self._read_prefix(endpoint, response)
         host = host_of(response.url)
         self._client.served.append(Served(self._descriptor.digest, 0, len(prefix), endpoint, host))
-        return prefix[wanted.offset : end]
+        return prefix[start:end]
 
     async def _read_prefix(self, endpoint: Endpoint, response: httpx.Response) -> bytes:
         """Read the beginning of a blob that comes as a whole, and keep it for other ranges.
@@ -237,7 +269,7 @@ class RemoteBlob:
             RegistryError: it does not come, or is not the promised blob.
         """
         length = min(self.size_bytes, PREFIX_BYTES)
-        wanted = Wanted(self._descriptor, 0, length, self._what)
+        wanted = Wanted(self._descriptor, ((0, length),), self._what)
         async with aclosing(exact_body(endpoint.wire, response, wanted)) as body:
             prefix = b"".join([piece async for piece in body])
         if wanted.is_whole:
@@ -291,8 +323,11 @@ def refuse_beyond_prefix(wanted: Wanted) -> None:
 
     Raises:
         NoRangesError: it does.
+        OneRangeError: it is several ranges; of each the same is to be asked.
     """
-    end = wanted.offset + wanted.length
+    if wanted.are_several:
+        raise OneRangeError(f"{wanted.what}: the server sends no ranges, only whole blobs")
+    _, end = wanted.only
     if end > PREFIX_BYTES and not wanted.is_whole:
         raise NoRangesError(
             f"{wanted.what}: the server sends no ranges, only whole blobs, and {end} bytes of it "

@@ -16,15 +16,16 @@ from registry.health import HostStatus
 from registry.hosts import Capability
 from registry.interfaces import Access
 from registry.reference import Reference
+from registry.severalranges import SeveralRanges
 
-REMEMBERED_ANSWERS = 1024
-"""Answers of which it is known who gave them, so that who gave wrong bytes can be named."""
+REMEMBERED_RANGES = 4096
+"""Ranges of which it is known who gave them, so that who gave wrong bytes can be named."""
 
 T = TypeVar("T")
 
 
 class Served(NamedTuple):
-    """An answer with bytes of a blob."""
+    """A range of a blob that was answered."""
 
     blob: Digest
     start: int
@@ -44,8 +45,10 @@ class RegistryClient:
         self.deadlines: Deadlines = deadlines(access.timeout_s)
         self.prefixes: dict[Digest, bytes] = {}
         """Beginnings of blobs that come as a whole only; for ``registry.blob``."""
-        self.served: deque[Served] = deque(maxlen=REMEMBERED_ANSWERS)
+        self.served: deque[Served] = deque(maxlen=REMEMBERED_RANGES)
         """The last answers, of all blobs; likewise."""
+        self.several = SeveralRanges()
+        """Likewise."""
 
     def __str__(self) -> str:
         return f"{self.reference.registry}/{self.reference.repository}"

@@ -12,6 +12,7 @@
     │   └── TooManyRequestsError    rate limit (429)
     └── ContentError                not the promised bytes: digest, size, limit, JSON
         └── NoRangesError           the server sends whole blobs only, and this one is too large
+            └── OneRangeError       the server sends one range by an answer, not several
 
 A message is one line that a person can act on. It names host and repository, or the file; it never
 holds a credential or the query of a URL (signed URLs carry their signature there).
@@ -53,6 +54,10 @@ class ContentError(RegistryError):
 
 class NoRangesError(ContentError):
     """The server gives blobs as a whole only, and too much would be thrown away."""
+
+
+class OneRangeError(NoRangesError):
+    """The server does not give several ranges by one answer; it may give them one by one."""
 
 
 class ResponseError(RegistryError):

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     aclosing,
@@ -27,7 +27,7 @@ from registry.digest import DigestVerifier
 from registry.errors import ContentError, NotFoundError, TransportError
 from registry.manifest import Descriptor, verify_content
 from registry.pieces import regroup
-from registry.ranges import check_range
+from registry.ranges import Range, check_range
 
 PARTIAL = ".partial"
 """Ends the names of files, hidden ones, that are being written."""
@@ -80,6 +80,8 @@ class OpenFiles:
 class FileRange:
     """A blob that is a part of an open file (a ``BlobReader``)."""
 
+    ranges_at_once = 1
+
     def __init__(self, fd: int, start: int, size_bytes: int, origin: str) -> None:
         self._fd = fd
         self._start = start
@@ -106,25 +108,28 @@ class FileRange:
                 missing -= len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def stream(self, offset: int, length: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def stream(
+        self, offset: int, length: int, *more: Range
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """As ``BlobReader.stream``."""
-        check_range(offset, length, self.size_bytes, self.origin)
-        return self._stream(offset, length)
+        ranges = ((offset, length), *more)
+        for where in ranges:
+            check_range(*where, self.size_bytes, self.origin)
+        return self._stream(ranges)
 
     def distrust(self, offset: int, length: int) -> str:
         """As ``BlobReader.distrust``: the file is all there is."""
         return self.origin
 
     @asynccontextmanager
-    async def _stream(self, offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        async with aclosing(self._pieces(offset, offset + length)) as pieces:
+    async def _stream(self, ranges: Sequence[Range]) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with aclosing(self._pieces(ranges)) as pieces:
             yield pieces
 
-    async def _pieces(self, position: int, end: int) -> AsyncGenerator[bytes, None]:
-        while position < end:
-            length = min(PIECE_BYTES, end - position)
-            yield await self.fetch(position, length)
-            position += length
+    async def _pieces(self, ranges: Sequence[Range]) -> AsyncGenerator[bytes, None]:
+        for offset, length in ranges:
+            for position in range(offset, offset + length, PIECE_BYTES):
+                yield await self.fetch(position, min(PIECE_BYTES, offset + length - position))
 
 
 class Members(Protocol):

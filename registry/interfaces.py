@@ -16,6 +16,7 @@ from registry.credentials import Credentials
 from registry.digest import Digest
 from registry.health import HostStatus
 from registry.manifest import Descriptor
+from registry.ranges import Range
 
 DEFAULT_TIMEOUT_S = 30.0
 
@@ -57,6 +58,14 @@ class BlobReader(Protocol):
         """Where the bytes come from, for a log line: ``host[:port]`` or a path."""
         ...
 
+    @property
+    def ranges_at_once(self) -> int:
+        """So many ranges that lie apart, and are not empty, one ``stream`` may give; 1: no more.
+
+        It may change with what is learned of who gives them.
+        """
+        ...
+
     async def fetch(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` UNVERIFIED bytes from ``offset`` (both in bytes).
 
@@ -65,8 +74,13 @@ class BlobReader(Protocol):
         """
         ...
 
-    def stream(self, offset: int, length: int) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def stream(
+        self, offset: int, length: int, *more: Range
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """The same as UNVERIFIED pieces that add up to ``length`` bytes.
+
+        What ``more`` ranges (offset and length) give comes behind it, in their order. Of several,
+        whatever fails is not tried again here: each is to be asked for alone then.
 
         Raises:
             RegistryError: on opening or while reading.

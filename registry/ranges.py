@@ -1,8 +1,12 @@
 """Byte ranges of a blob: checked before use, written and read as HTTP has them (RFC 9110, 14)."""
 
 import re
+from collections.abc import Sequence
 
 from registry.errors import ContentError, ProtocolError
+
+Range = tuple[int, int]
+"""Offset and length in bytes."""
 
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19}|\*)", re.ASCII)
 
@@ -19,9 +23,9 @@ def check_range(offset: int, length: int, size_bytes: int, what: str) -> None:
         )
 
 
-def range_header(offset: int, length: int) -> str:
-    """The value of ``Range`` for at least one byte."""
-    return f"bytes={offset}-{offset + length - 1}"
+def range_header(ranges: Sequence[Range]) -> str:
+    """The value of ``Range`` for one or more ranges, of at least one byte each."""
+    return "bytes=" + ",".join(f"{offset}-{offset + length - 1}" for offset, length in ranges)
 
 
 def check_content_range(

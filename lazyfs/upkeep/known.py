@@ -23,6 +23,7 @@ from registry.errors import ContentError, RegistryError, TransportError
 from registry.health import HostStatus
 from registry.interfaces import BlobReader
 from registry.manifest import Descriptor, Index, Manifest, decode, media_type_of
+from registry.ranges import Range
 
 
 class Stem(NamedTuple):
@@ -183,14 +184,17 @@ class OfflineSource:
 class _OfflineBlob:
     size_bytes: int
     origin: str = OfflineSource.name
+    ranges_at_once: int = 1
 
     async def fetch(self, offset: int, length: int) -> bytes:
         del offset, length
         _refuse()
 
     @asynccontextmanager
-    async def stream(self, offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
-        del offset, length
+    async def stream(
+        self, offset: int, length: int, *more: Range
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        del offset, length, more
         _refuse()
         yield
 

@@ -19,7 +19,8 @@ def test_ranges_inside_are_taken(offset, length):
 
 
 def test_header():
-    assert range_header(5, 3) == "bytes=5-7"
+    assert range_header([(5, 3)]) == "bytes=5-7"
+    assert range_header([(5, 3), (100, 1), (9, 2)]) == "bytes=5-7,100-100,9-10"
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ class FakeRegistry:
     """What becomes of the answers to requests for blobs and manifests."""
     sends_ranges: bool = True
     """Otherwise all of a blob is sent, whatever is asked for."""
+    sends_several: bool = True
+    """Otherwise all of a blob is sent where more than one range is asked for."""
     server: ScriptedServer | None = None
     prefix: str = "/v2"
     _by_digest: dict[str, bytes] = field(default_factory=dict)
@@ -91,7 +93,11 @@ class FakeRegistry:
             return Reply(404, json.dumps({"errors": [{"code": "BLOB_UNKNOWN"}]}).encode())
         if "range" not in request.headers or not self.sends_ranges:
             return Reply(200, data)
-        start, end = map(int, request.headers["range"].removeprefix("bytes=").split("-"))
+        ranges = request.headers["range"].removeprefix("bytes=").split(",")
+        if len(ranges) > 1:
+            spans = [(int(first), int(last)) for first, last in (r.split("-") for r in ranges)]
+            return multipart(data, spans) if self.sends_several else Reply(200, data)
+        start, end = map(int, ranges[0].split("-"))
         if start >= len(data):
             return Reply(416, headers={"Content-Range": f"bytes */{len(data)}"})
         headers = {"Content-Range": f"bytes {start}-{end}/{len(data)}"}
@@ -102,6 +108,18 @@ class FakeRegistry:
         if not self.manifest or other or name.startswith("sha256-"):  # the tag of referrers
             return Reply(404, json.dumps({"errors": [{"code": "MANIFEST_UNKNOWN"}]}).encode())
         return Reply(200, self.manifest, {"Content-Type": MANIFEST_TYPE})
+
+
+def multipart(data: bytes, spans: Sequence[tuple[int, int]], boundary: str = "b0undary") -> Reply:
+    """Several ranges of a blob, given by their first and last bytes."""
+    body = b"".join(
+        f"\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\n"
+        f"Content-Range: bytes {first}-{last}/{len(data)}\r\n\r\n".encode()
+        + data[first : last + 1]
+        for first, last in spans
+    )
+    headers = {"Content-Type": f"multipart/byteranges; boundary={boundary}"}
+    return Reply(206, body + f"\r\n--{boundary}--\r\n".encode(), headers)
 
 
 @contextlib.asynccontextmanager

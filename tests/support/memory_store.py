@@ -18,6 +18,7 @@ from registry.health import HostStatus
 from registry.interfaces import ImageSource
 from registry.manifest import Descriptor, decode, describe, verify_content
 from registry.mediatype import OCI_CONFIG, OCI_INDEX, OCI_LAYER_TAR_GZIP, OCI_MANIFEST
+from registry.ranges import Range
 from tests.support.tiny_image import tar_layer
 
 PIECE_BYTES = 10_000
@@ -131,6 +132,7 @@ class MemoryBlob:
         self._raw = raw
         self.size_bytes = size_bytes
         self.origin = store.name
+        self.ranges_at_once = 1
 
     async def fetch(self, offset: int, length: int) -> bytes:
         await trio.lowlevel.checkpoint()
@@ -140,7 +142,10 @@ class MemoryBlob:
         return self.origin
 
     @asynccontextmanager
-    async def stream(self, offset: int, length: int) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(
+        self, offset: int, length: int, *more: Range
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        assert not more
         yield self._pieces(offset, offset + length)
 
     async def _pieces(self, offset: int, end: int) -> AsyncIterator[bytes]:
