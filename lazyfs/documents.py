@@ -272,6 +272,11 @@ class KeptSpans:
         """As ``BlobSource.origin``."""
         return self._source.origin
 
+    @property
+    def ranges_at_once(self) -> int:
+        """As ``BlobSource.ranges_at_once``."""
+        return self._source.ranges_at_once
+
     async def fetch(self, where: ByteRange) -> bytes:
         """As ``BlobSource.fetch``: UNVERIFIED bytes, perhaps as they were kept."""
         if self._documents is None:
@@ -285,9 +290,9 @@ class KeptSpans:
         await self._documents.write(name, data)
         return data
 
-    def stream(self, where: ByteRange) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+    def stream(self, *ranges: ByteRange) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """As ``BlobSource.stream``; it is not kept."""
-        return self._source.stream(where)
+        return self._source.stream(*ranges)
 
     def distrust(self, where: ByteRange) -> str:
         """As ``BlobSource.distrust``; what is not to be trusted is not kept."""

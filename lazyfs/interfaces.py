@@ -24,6 +24,14 @@ class BlobSource(Protocol):
         """Where the bytes come from, for a log line: a host name or a path."""
         ...
 
+    @property
+    def ranges_at_once(self) -> int:
+        """So many ranges that lie apart, and are not empty, one ``stream`` may give; 1: no more.
+
+        It may change with what is learned of who gives them.
+        """
+        ...
+
     async def fetch(self, where: ByteRange) -> bytes:
         """Return exactly ``where.length`` UNVERIFIED bytes.
 
@@ -34,8 +42,10 @@ class BlobSource(Protocol):
         """
         ...
 
-    def stream(self, where: ByteRange) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Open ``where`` as a stream of UNVERIFIED pieces that add up to ``where.length`` bytes.
+    def stream(self, *ranges: ByteRange) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Open ranges, one or more, as a stream of UNVERIFIED pieces that add up to them in order.
+
+        Of several, whatever fails is not tried again: each is to be asked for alone then.
 
         Raises:
             SourceUnavailableError: on opening or while reading.

@@ -11,7 +11,7 @@ for the next try. Memory held: at most ``RUN_BYTES`` and one piece per request u
 
 import logging
 import math
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import aclosing, nullcontext
 from typing import TypeVar
 
@@ -30,9 +30,20 @@ from lazyfs.errors import (
 from lazyfs.interfaces import BlobSource
 from lazyfs.layer.counters import LayerCounters
 from lazyfs.layer.engine import Engine
-from lazyfs.layer.failures import Failure, failure_of
+from lazyfs.layer.line import Line
+from lazyfs.layer.outages import Outages
 from lazyfs.layer.piece import Piece, as_it_is, cut
-from lazyfs.layer.runs import Fetch, Passing, Queue, Run, keys_of, length_of
+from lazyfs.layer.runs import (
+    Fetch,
+    Limits,
+    Passing,
+    Queue,
+    Run,
+    grouped,
+    keys_of,
+    length_of,
+    ranges_of,
+)
 from lazyfs.layer.turns import Answer, Turn
 from lazyfs.model import ByteRange
 from registry.retry import ask_again
@@ -46,6 +57,9 @@ leaves some to the others."""
 
 SLOWEST_BYTES_PER_S = 16 << 10
 """A fetch that is slower than this, over its whole length, is given up."""
+
+RANGE_BYTES = 128
+"""What another range of a request costs: a shorter gap comes along."""
 
 _ROTTEN = "rotten in the cache or sent wrong, fetching it again"
 
@@ -75,9 +89,7 @@ class PieceFetcher:
         self._counters = counters
         self._name = name
         self._requests = trio.CapacityLimiter(REQUESTS_PER_LAYER)
-        self._gone = False
-        """Whether the source failed the last time (logged once, until it answers again)."""
-        self._outages = 0
+        self._outages = Outages(engine, source, name)
         self.between: Callable[[ByteRange], Sequence[Piece]] = _nothing_between
         """The pieces that fill a range of the blob exactly; none if there are no such."""
         self.coming: Container[ChunkKey] = ()
@@ -86,14 +98,14 @@ class PieceFetcher:
         """What nobody waited for when its fetch was begun, and whose turn has not come."""
 
     @property
-    def along_bytes(self) -> int:
-        """See ``Line.along_bytes``."""
-        return self._engine.turns.line.along_bytes
+    def line(self) -> Line:
+        """What is known of the way to the source."""
+        return self._engine.turns.line
 
     @property
-    def gap_bytes(self) -> int:
-        """See ``Line.gap_bytes``."""
-        return self._engine.turns.line.gap_bytes
+    def ranges_at_once(self) -> int:
+        """See ``BlobSource.ranges_at_once``."""
+        return self._source.ranges_at_once
 
     async def read(self, wanted: Sequence[tuple[Piece, int, int]]) -> list[bytes]:
         """Bytes of stored pieces, which are fetched first where they are missing.
@@ -200,35 +212,42 @@ class PieceFetcher:
         background: bool = False,
         late: bool = False,
         gap_bytes: int = 0,
+        apart: bool = False,
     ) -> None:
         """Begin to fetch missing pieces that nobody is fetching yet; returns at once.
 
         Args:
-            pieces: neighbours become one request.
-            background: nobody waits for them, so that they wait for their turn.
-            late: if so, how they wait for it: see ``Turns.line_up``.
-            gap_bytes: gaps between them up to this long come along; in the background, those
-                that the line carries sooner than another request.
+            pieces: neighbours become one request, in the order of the blob.
+            background: nobody waits for them; as ``apart``, and they wait for their turn.
+            late: if so, how: see ``Turns.line_up``.
+            gap_bytes: of gaps that come along, at most; in the background, those that the line
+                carries sooner than another request.
+            apart: where that can be, others become one request as well, in the order of
+                ``pieces``, without gaps.
         """
-        longest = RUN_BYTES
+        limits = Limits(RUN_BYTES, gap_bytes)
         if background:
-            longest, gap_bytes = self._engine.turns.line.run_bytes, self.gap_bytes
-        run: list[Fetch | Passing] = []
-        for piece in sorted(pieces, key=lambda piece: piece.where):
-            flight = self._engine.flights.claim(piece.key)
-            if flight is None:
-                continue
-            if run:
-                gap = piece.where.offset - run[-1].where.end
-                too_long = piece.where.end - run[0].where.offset > longest
-                if too_long or not 0 <= gap <= gap_bytes:
-                    self._start(run, background=background, late=late)
-                    run = []
-                elif gap:
-                    run += self._bridge(ByteRange(run[-1].where.end, gap))
-            run.append(Fetch(piece, flight))
-        if run:
+            limits = Limits(self.line.run_bytes, self.line.gap_bytes)
+        most = self._source.ranges_at_once if background or apart else 1
+        if most > 1:
+            limits = Limits(limits.run_bytes, RANGE_BYTES, most)
+        else:
+            pieces = sorted(pieces, key=lambda piece: piece.where)
+        for fetches in grouped(self._claimed(pieces), limits):
+            run: Run = []
+            for fetch in fetches:
+                gap = limits.bridged(run[-1], fetch) if run else None
+                if gap is not None and gap.length:
+                    run += self._bridge(gap)
+                run.append(fetch)
             self._start(run, background=background, late=late)
+
+    def _claimed(self, pieces: Iterable[Piece]) -> Iterator[Fetch]:
+        """Those that nobody is fetching yet."""
+        for piece in pieces:
+            flight = self._engine.flights.claim(piece.key)
+            if flight is not None:
+                yield Fetch(piece, flight)
 
     def _bridge(self, gap: ByteRange) -> list[Fetch | Passing]:
         """What is in a gap: chunks are kept where the store lacks them."""
@@ -256,11 +275,16 @@ class PieceFetcher:
             self._start(part, background=not are_wanted, late=turn.late)
 
     def want(
-        self, pieces: Iterable[Piece], *, background: bool = False, gap_bytes: int = 0
+        self,
+        pieces: Iterable[Piece],
+        *,
+        background: bool = False,
+        gap_bytes: int = 0,
+        apart: bool = False,
     ) -> None:
         """Begin to fetch those of ``pieces`` that the store lacks, as by ``begin``."""
         missing = [piece for piece in pieces if not self._engine.store.contains(piece.key)]
-        self.begin(missing, background=background, gap_bytes=gap_bytes)
+        self.begin(missing, background=background, gap_bytes=gap_bytes, apart=apart)
         if not background:
             self._hurry(missing)
 
@@ -299,7 +323,7 @@ class PieceFetcher:
             flight = flights.claim(piece.key)
             if flight is not None:
                 self._counters.verification_failures += 1
-                self._report(_ROTTEN, piece, why, "chunk_rotten")
+                self._outages.report(_ROTTEN, piece, why, "chunk_rotten")
                 self._start([Fetch(piece, flight, rotten=True)], background=False)
             self._hurry([piece])
             flight = flights.flying(piece.key)
@@ -334,12 +358,7 @@ class PieceFetcher:
             flight = flights.flying(piece.key)
 
     async def _fetch_run(self, run: Run, turn: Turn | None) -> None:
-        """Fetch neighbouring pieces by one request; every flight ends here, well or not.
-
-        Args:
-            run: the pieces.
-            turn: to be waited for; None: somebody waits for one of them.
-        """
+        """Fetch pieces by one request, after ``turn``; every flight ends here, well or not."""
         pending: dict[ChunkKey, Fetch] = {}
         error: LazyfsError | None = None
         try:
@@ -353,6 +372,9 @@ class PieceFetcher:
             with self._engine.turns.answer(length_of(run)) as answer:
                 async with self._requests, self._engine.requests:
                     error = await self._receive_in_time(run, pending, answer)
+            in_time = not isinstance(error, DeadlineExceededError)
+            if isinstance(error, SourceUnavailableError) and in_time and len(ranges_of(run)) > 1:
+                self._start_apart(pending)
         except Exception as bug:
             log.exception("%s: internal error while fetching", self._name)
             error = SourceUnavailableError(f"internal error: {bug}")
@@ -363,6 +385,12 @@ class PieceFetcher:
                         fetch.flight.fail(SourceUnavailableError("the mount is ending"))
                     else:
                         self._fail(fetch, error)
+
+    def _start_apart(self, pending: dict[ChunkKey, Fetch]) -> None:
+        """Ask for each range alone: not all of several came by one answer."""
+        for fetches in grouped(pending.values(), Limits(RUN_BYTES)):
+            self._start([*fetches], background=False)
+        pending.clear()
 
     async def _turn(self, run: Run, turn: Turn) -> None:
         """Wait for the turn of a run, which may be taken apart meanwhile."""
@@ -388,13 +416,12 @@ class PieceFetcher:
     ) -> LazyfsError | None:
         """Stream the pieces in; those taken in leave ``pending``."""
         answer.sent()
-        start = run[0].where.offset
         lengths = [fetch.where.length for fetch in run]
         fetches = iter(run)
         async with trio.open_nursery() as nursery:
             try:
                 async with (
-                    self._source.stream(ByteRange(start, length_of(run))) as stream,
+                    self._source.stream(*ranges_of(run)) as stream,
                     aclosing(answer.counted(stream)) as counted,
                 ):
                     async for data in cut(counted, lengths):
@@ -419,12 +446,7 @@ class PieceFetcher:
                 self._fail(fetch, error)
             return
         del pending[piece.key]
-        if self._gone:
-            self._gone = False
-            self._outages += 1
-            line = f"{self._name}: can be fetched again"
-            fields: dict[str, object] = {"event": "layer_recovered", "layer": self._name}
-            self._engine.say(logging.WARNING, line, f"{line} {self._outages}", fields)
+        self._outages.came()
         with flight, trio.CancelScope(shield=True):  # kept although the mount may be ending
             flight.land(stored)
             if fetch.rotten:
@@ -445,7 +467,7 @@ class PieceFetcher:
                 if not ask_again(liars):
                     raise
                 how = f"verification failed ({liars[-1]} gave it), asking once more"
-                self._report(how, piece, error, "chunk_refetched", liars[-1])
+                self._outages.report(how, piece, error, "chunk_refetched", liars[-1])
             data = await self._source.fetch(piece.where)
 
     def blame(self, piece: Piece, error: VerificationError, liars: list[str]) -> None:
@@ -463,7 +485,7 @@ class PieceFetcher:
         if not ask_again(liars):
             self._counters.verification_failures += 1
             self._counters.failed(error)
-            self._report("cannot be read", piece, error, "chunk_failed", liars[-1])
+            self._outages.report("cannot be read", piece, error, "chunk_failed", liars[-1])
             raise error
 
     async def _discard(self, piece: Piece) -> None:
@@ -474,19 +496,5 @@ class PieceFetcher:
 
     def _fail(self, fetch: Fetch, error: LazyfsError) -> None:
         self._counters.failed(error)
-        gone = isinstance(error, SourceUnavailableError)
-        if gone and self._gone:
-            self._engine.failures.note(self._failure(fetch.piece, error))
-        else:
-            event = "layer_degraded" if gone else "chunk_failed"
-            self._report("cannot be read", fetch.piece, error, event)
-        self._gone = gone
+        self._outages.failed(fetch.piece, error)
         fetch.flight.fail(error)
-
-    def _report(
-        self, how: str, piece: Piece, error: LazyfsError, event: str, host: str | None = None
-    ) -> None:
-        self._engine.report(how, self._failure(piece, error, host), event, self._outages)
-
-    def _failure(self, piece: Piece, error: LazyfsError, host: str | None = None) -> Failure:
-        return failure_of(self._name, piece.what, error, host or self._source.origin)

@@ -132,7 +132,7 @@ class HashPieces:
         """
         missing = self.tree.missing(first_block, count)
         if missing:
-            along = 1 if exactly else self._fetcher.along_bytes // PIECE_BYTES
+            along = 1 if exactly else self._fetcher.line.along_bytes // PIECE_BYTES
             self._want(self._numbers(missing, max(1, min(along, PIECES_AT_ONCE))))
 
     def begin_exactly(
@@ -153,7 +153,7 @@ class HashPieces:
             return
         numbers = set(self._numbers(missing))
         size = self._cuts.piece_bytes
-        gap = min(self._fetcher.gap_bytes // size, PIECES_BETWEEN)
+        gap = min(self._fetcher.line.gap_bytes // size, PIECES_BETWEEN)
         for number in tuple(numbers):
             for step in (-1, 1):
                 passed = 0
@@ -165,11 +165,11 @@ class HashPieces:
                         passed = 0
                     else:
                         passed += 1
-        self._want(sorted(numbers), gap_bytes=gap * size)
+        self._want(sorted(numbers), gap_bytes=gap * size, apart=True)
 
-    def _want(self, numbers: Sequence[int], gap_bytes: int = 0) -> None:
+    def _want(self, numbers: Sequence[int], *, gap_bytes: int = 0, apart: bool = False) -> None:
         pieces = [piece for number in numbers for piece, _, _ in self._places(number)]
-        self._fetcher.want(pieces, gap_bytes=gap_bytes)
+        self._fetcher.want(pieces, gap_bytes=gap_bytes, apart=apart)
 
     async def ensure(self, first_block: int, count: int) -> None:
         """Have every hash block in the tree that those data blocks need.

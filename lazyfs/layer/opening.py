@@ -7,7 +7,7 @@ a request beside it, or in the same one where the blob is short. Like all bytes 
 UNVERIFIED: they go the way of others, as the answers to requests that need not be sent.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
 
@@ -72,6 +72,11 @@ class OpeningSource:
         return self._source.origin
 
     @property
+    def ranges_at_once(self) -> int:
+        """As ``BlobSource.ranges_at_once``."""
+        return self._source.ranges_at_once
+
+    @property
     def beginning_bytes(self) -> int:
         """How much of the beginning is there now."""
         return len(self._beginning)
@@ -111,25 +116,31 @@ class OpeningSource:
         return b""
 
     @asynccontextmanager
-    async def stream(self, where: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(self, *ranges: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
         """As ``BlobSource.stream``; what is there of the beginning is not asked for again.
 
         Raises:
             SourceUnavailableError: on opening or while reading.
         """
-        there = self._beginning[where.offset : where.end]
+        there = []
+        rest = list(ranges)
+        while rest and (data := self._beginning[rest[0].offset : rest[0].end]):
+            there.append(data)
+            where = rest.pop(0)
+            if len(data) < where.length:
+                rest.insert(0, ByteRange(where.offset + len(data), where.length - len(data)))
+                break
         if not there:
-            async with self._source.stream(where) as pieces:
+            async with self._source.stream(*ranges) as pieces:
                 yield pieces
             return
-        rest = ByteRange(where.offset + len(there), where.length - len(there))
-        async with aclosing(self._from(there, rest)) as joined:
+        async with aclosing(self._from(b"".join(there), rest)) as joined:
             yield joined
 
-    async def _from(self, there: bytes, rest: ByteRange) -> AsyncGenerator[bytes, None]:
+    async def _from(self, there: bytes, rest: Sequence[ByteRange]) -> AsyncGenerator[bytes, None]:
         yield there
-        if rest.length:
-            async with self._source.stream(rest) as pieces:
+        if rest:
+            async with self._source.stream(*rest) as pieces:
                 async for piece in pieces:
                     yield piece
 

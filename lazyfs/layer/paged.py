@@ -42,6 +42,11 @@ class PagedReader(ABC):
     async def read_proven(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` proven bytes; the range is inside the image and not empty."""
 
+    @property
+    def ranges_at_once(self) -> int:
+        """See ``BlobSource.ranges_at_once``."""
+        return 1
+
     def has_gaps(self) -> bool:
         """Whether parts of the image are fetched when they are wanted, and some are not here yet.
 

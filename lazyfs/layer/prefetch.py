@@ -12,7 +12,7 @@ import trio
 from lazyfs.errors import LazyfsError
 from lazyfs.layer.paged import PagedReader
 from lazyfs.model import ByteRange
-from lazyfs.profile.batches import Batch
+from lazyfs.profile.batches import Batch, Plan
 
 STEP_BYTES = 8 << 20
 """Image bytes that are asked for together."""
@@ -85,19 +85,17 @@ class Progress:
     failed_bytes: int = 0
 
 
-async def fetch_batches(
-    batches: Sequence[Batch], readers: Mapping[int, PagedReader], progress: Progress
-) -> None:
-    """Have portions of some layers in the store, in their order.
+async def fetch_planned(plan: Plan, readers: Mapping[int, PagedReader], progress: Progress) -> None:
+    """Have chunks of some layers in the store, in portions, in their order.
 
     Args:
-        batches: what to fetch.
-        readers: the layers, by the numbers that the batches give them.
+        plan: what to fetch.
+        readers: the layers, by the numbers that the plan gives them.
         progress: is kept up to date.
     """
     work = Background()
-    progress.wanted_bytes = sum(batch.blob_bytes for batch in batches)
-    rest = iter(batches)
+    progress.wanted_bytes = plan.blob_bytes
+    rest = plan.batches(lambda: min(reader.ranges_at_once for reader in readers.values()))
 
     async def some() -> None:
         for batch in rest:

@@ -1,4 +1,4 @@
-"""Runs: neighbouring pieces of a blob that are asked for by one request."""
+"""Runs: pieces of a blob, mostly neighbours, that are asked for by one request."""
 
 from collections.abc import Container, Iterable, Iterator
 from itertools import groupby
@@ -37,9 +37,54 @@ class Passing(NamedTuple):
 Run = list[Fetch | Passing]
 
 
+class Limits(NamedTuple):
+    """Which pieces one request asks for."""
+
+    run_bytes: int
+    """... if they are more than one."""
+    gap_bytes: int = 0
+    """Between two of them, which come along."""
+    ranges: int = 1
+    """What lies further apart, or before, is another range."""
+
+    def bridged(self, before: Fetch | Passing, fetch: Fetch) -> ByteRange | None:
+        """What comes along between two pieces, perhaps nothing; None: they are two ranges."""
+        gap = fetch.where.offset - before.where.end
+        return ByteRange(before.where.end, gap) if 0 <= gap <= self.gap_bytes else None
+
+
+def grouped(fetches: Iterable[Fetch], limits: Limits) -> Iterator[list[Fetch]]:
+    """What each request asks for, of pieces in the order in which they are to come."""
+    group: list[Fetch] = []
+    ranges, length = 1, 0
+    for fetch in fetches:
+        if group:
+            bridge = limits.bridged(group[-1], fetch)
+            ranges += bridge is None
+            length += bridge.length if bridge is not None else 0
+            if ranges > limits.ranges or length + fetch.where.length > limits.run_bytes:
+                yield group
+                group, ranges, length = [], 1, 0
+        group.append(fetch)
+        length += fetch.where.length
+    if group:
+        yield group
+
+
 def length_of(run: Run) -> int:
-    """Of the range of the blob that a run takes."""
-    return run[-1].where.end - run[0].where.offset
+    """Bytes that a run asks for."""
+    return sum(part.where.length for part in run)
+
+
+def ranges_of(run: Run) -> list[ByteRange]:
+    """The ranges of the blob that a run asks for: one, unless some of it lies apart."""
+    ranges: list[ByteRange] = []
+    for part in run:
+        start, length = part.where
+        if ranges and ranges[-1].end == start:
+            start, length = ranges[-1].offset, ranges.pop().length + length
+        ranges.append(ByteRange(start, length))
+    return ranges
 
 
 def keys_of(run: Run) -> list[ChunkKey]:

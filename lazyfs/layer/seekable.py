@@ -53,6 +53,11 @@ class ChunkedReader(PagedReader):
         self._chunks = chunks
         self._fetcher = fetcher
 
+    @property
+    def ranges_at_once(self) -> int:
+        """See ``BlobSource.ranges_at_once``."""
+        return self._fetcher.ranges_at_once
+
     def begin(self, offset: int, length: int, *, background: bool = False) -> None:
         """See ``PagedReader.begin``."""
         pieces = [piece for piece, _, _ in self._chunks.over(offset, length)]

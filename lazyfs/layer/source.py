@@ -30,6 +30,11 @@ class RegistrySource:
         """Host or path."""
         return self._blob.origin
 
+    @property
+    def ranges_at_once(self) -> int:
+        """As ``BlobSource.ranges_at_once``."""
+        return self._blob.ranges_at_once
+
     async def fetch(self, where: ByteRange) -> bytes:
         """Return exactly ``where.length`` UNVERIFIED bytes.
 
@@ -44,8 +49,8 @@ class RegistrySource:
         return self._blob.distrust(where.offset, where.length)
 
     @asynccontextmanager
-    async def stream(self, where: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Open ``where`` as a stream of UNVERIFIED pieces.
+    async def stream(self, *ranges: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Open ranges, one or more, as a stream of UNVERIFIED pieces.
 
         Raises:
             SourceUnavailableError: on opening or while reading.
@@ -54,7 +59,7 @@ class RegistrySource:
         began_s = trio.current_time()
         try:
             async with (
-                self._blob.stream(where.offset, where.length) as pieces,
+                self._blob.stream(*ranges[0], *ranges[1:]) as pieces,
                 aclosing(self._counted(pieces, began_s)) as counted,
             ):
                 yield counted

@@ -16,10 +16,10 @@ from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import LazyfsError, ProfileError
 from lazyfs.layer.guess import Guesser
 from lazyfs.layer.paged import PagedReader
-from lazyfs.layer.prefetch import Progress, fetch_batches, prefetch
+from lazyfs.layer.prefetch import Progress, fetch_planned, prefetch
 from lazyfs.mount.options import MountOptions
 from lazyfs.mount.report import LayerReport
-from lazyfs.profile.batches import Batch, Dropped, plan_batches
+from lazyfs.profile.batches import Dropped, Plan
 from lazyfs.profile.document import Profile
 from lazyfs.profilefile import read_profile
 from lazyfs.pushedprofile import KnownProfiles, fetch_profile, find_profile
@@ -139,36 +139,34 @@ class Startup:
         }
         if not named:
             raise ProfileError("the profile is of another image: no layer of it is in this one")
-        tables = {
-            number: (layer.opened.chunks.table, layer.opened.chunks.image_size_bytes)
+        chunked = {
+            number: (layer.opened.reader, layer.opened.chunks)
             for number, layer in named.items()
             if layer.opened.chunks is not None
         }
-        batches, self._dropped = plan_batches(profile.blocks, tables)
+        tables = {
+            number: (chunks.table, chunks.image_size_bytes)
+            for number, (_, chunks) in chunked.items()
+        }
+        plan = Plan(profile.blocks, tables)
+        self._dropped = plan.dropped
         self._state = "fetching"
-        readers = {number: layer.opened.reader for number, layer in named.items()}
-        with _expected(batches, named):
-            await fetch_batches(batches, readers, self._progress)
+        readers = {number: reader for number, (reader, _) in chunked.items()}
+        with _expected(plan, readers):
+            await fetch_planned(plan, readers, self._progress)
         self._state = "done"
 
 
 @contextmanager
-def _expected(batches: Sequence[Batch], layers: Mapping[int, LayerReport]) -> Iterator[None]:
-    """No read-ahead by who reads what batches bring: they bring what he wants next as well.
+def _expected(plan: Plan, readers: Mapping[int, PagedReader]) -> Iterator[None]:
+    """No read-ahead by who reads what a plan brings: it brings what he wants next as well.
 
     And who wants it before it comes is not surprised.
     """
-    coming: dict[PagedReader, set[int]] = {}
-    for batch in batches:
-        for number, ranges in batch.ranges.items():
-            opened = layers[number].opened
-            if opened.chunks is not None:
-                chunks = coming.setdefault(opened.reader, set())
-                chunks.update(opened.chunks.indexes(ranges))
     try:
-        for reader, chunks in coming.items():
-            reader.announce(chunks)
+        for number, reader in readers.items():
+            reader.announce(plan.chunks(number))
         yield
     finally:
-        for reader in coming:
+        for reader in readers.values():
             reader.announce(())

@@ -1,6 +1,7 @@
 """What a profile makes a mount fetch, in which order and portions."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from lazyfs.model import ByteRange
@@ -55,16 +56,59 @@ class Dropped(NamedTuple):
     """Whether there was more than ``LIMIT_BYTES``."""
 
 
-def plan_batches(
-    blocks: Sequence[BlockRun], layers: Mapping[int, tuple[Table, int]]
-) -> tuple[list[Batch], Dropped]:
-    """Turn blocks into portions of chunks, in order of first use, no chunk twice.
+class Plan:
+    """Chunks in order of first use, none twice."""
 
-    Args:
-        blocks: of a profile; may say anything.
-        layers: by the index that the blocks have: the table and the size of the image in bytes,
-            where chunks are fetched one by one.
-    """
+    def __init__(self, blocks: Sequence[BlockRun], layers: Mapping[int, tuple[Table, int]]) -> None:
+        """Find the chunks that have the blocks of a profile.
+
+        Args:
+            blocks: of a profile; may say anything.
+            layers: by the index that the blocks have: the table and the size of the image in
+                bytes, where chunks are fetched one by one.
+        """
+        self._layers = layers
+        self.blob_bytes = 0
+        """Of all chunks."""
+        limited = False
+        self._chunks: list[tuple[int, int]] = []
+        wanted, outside = _named(blocks, layers)
+        for layer, index in wanted:
+            length = layers[layer][0].frame(index).length
+            if self.blob_bytes + length > LIMIT_BYTES:
+                limited = True
+                break
+            self._chunks.append((layer, index))
+            self.blob_bytes += length
+        self.dropped = Dropped(outside, limited)
+
+    def chunks(self, layer: int) -> set[int]:
+        """Those of a layer."""
+        return {index for number, index in self._chunks if number == layer}
+
+    def batches(self, places: Callable[[], int]) -> Iterator[Batch]:
+        """Portions to ask for one after the other.
+
+        Args:
+            places: so many places of a blob come by one request, as far as is known when a
+                portion is taken; 1: each by its own. Then there are few in a portion, and the
+                order suffers: neighbours come together.
+        """
+        rest = deque(self._chunks)
+        limit = FIRST_BATCH_BYTES
+        while rest:
+            apart = places()
+            portion = _Portion(self._layers, max(apart, MAX_SPANS), look_back=apart == 1)
+            while rest and portion.add(*rest[0], limit):
+                rest.popleft()
+            limit = min(2 * limit, BATCH_BYTES)
+            yield portion.batch()
+
+
+def _named(
+    blocks: Sequence[BlockRun], layers: Mapping[int, tuple[Table, int]]
+) -> tuple[Iterable[tuple[int, int]], int]:
+    """Layers and chunks with the blocks of a profile, each once, and how many blocks nobody has."""
     outside = 0
     wanted: dict[tuple[int, int], None] = {}
     for run in blocks:
@@ -79,60 +123,52 @@ def plan_batches(
             index = table.index_at(offset)
             wanted[run.layer, index] = None
             offset = table.chunk(index).end
-    batches: list[Batch] = []
-    portion = _Portion(layers)
-    limit = FIRST_BATCH_BYTES
-    total = 0
-    for layer, index in wanted:
-        length = layers[layer][0].frame(index).length
-        if total + length > LIMIT_BYTES:
-            return [*batches, *portion.taken()], Dropped(outside, limited=True)
-        if not portion.fits(layer, index, limit):
-            batches += portion.taken()
-            limit = min(2 * limit, BATCH_BYTES)
-        portion.add(layer, index)
-        total += length
-    return [*batches, *portion.taken()], Dropped(outside, limited=False)
+    return wanted, outside
 
 
 class _Portion:
     """A batch that grows."""
 
-    def __init__(self, layers: Mapping[int, tuple[Table, int]]) -> None:
+    def __init__(
+        self, layers: Mapping[int, tuple[Table, int]], most: int, *, look_back: bool
+    ) -> None:
         self._layers = layers
+        self._most = most
+        self._look_back = look_back
         self._spans: list[tuple[int, int, int]] = []
         """Layer, first chunk and the one behind the last, in order of first use."""
         self._bytes = 0
 
-    def fits(self, layer: int, index: int, limit_bytes: int) -> bool:
-        """Whether a chunk may be added."""
+    def add(self, layer: int, index: int, limit_bytes: int) -> bool:
+        """Take a chunk, if there is room."""
         more = self._layers[layer][0].frame(index).length
         if self._spans and self._bytes + more > limit_bytes:
             return False
-        return len(self._spans) < MAX_SPANS or self._neighbour(layer, index) is not None
-
-    def add(self, layer: int, index: int) -> None:
-        self._bytes += self._layers[layer][0].frame(index).length
         place = self._neighbour(layer, index)
+        if place is None and len(self._spans) == self._most:
+            return False
+        self._bytes += more
         if place is None:
             self._spans.append((layer, index, index + 1))
-            return
-        _, first, end = self._spans[place]
-        self._spans[place] = (layer, min(first, index), max(end, index + 1))
+        else:
+            _, first, end = self._spans[place]
+            self._spans[place] = (layer, min(first, index), max(end, index + 1))
+        return True
 
-    def taken(self) -> Iterator[Batch]:
-        """The batch, if there is one; then it is empty."""
+    def batch(self) -> Batch:
+        """What is in it."""
         ranges: dict[int, list[ByteRange]] = {}
         for layer, first, end in self._spans:
             table, size_bytes = self._layers[layer]
             start, stop = table.chunk(first).offset, min(table.chunk(end - 1).end, size_bytes)
             ranges.setdefault(layer, []).append(ByteRange(start, stop - start))
-        if self._spans:
-            yield Batch(ranges, self._bytes)
-        self._spans, self._bytes = [], 0
+        return Batch(ranges, self._bytes)
 
     def _neighbour(self, layer: int, index: int) -> int | None:
-        for place, (other, first, end) in enumerate(self._spans):
+        """The span that a chunk lies beside."""
+        last = len(self._spans) - 1
+        for place in range(0 if self._look_back else max(0, last), last + 1):
+            other, first, end = self._spans[place]
             if other == layer and first - 1 <= index <= end:
                 return place
         return None

@@ -212,6 +212,7 @@ class Blob:
 
     size_bytes = 1000
     origin = "registry.test"
+    ranges_at_once = 1
 
     def __init__(self) -> None:
         self.fetched: list[ByteRange] = []
@@ -222,7 +223,7 @@ class Blob:
         return bytes([len(self.fetched)]) * where.length
 
     @asynccontextmanager
-    async def stream(self, where: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
+    async def stream(self, *ranges: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
         async def pieces() -> AsyncIterator[bytes]:
             yield b"streamed"
 

@@ -71,11 +71,11 @@ async def test_wrong_bytes_are_asked_for_again():
 async def test_who_wants_the_beginning_only_is_told_that_it_cannot_be_had():
     class WithoutBeginning(BlobSimulator):
         @asynccontextmanager
-        async def stream(self, where: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
-            if where == (0, ALONG):
+        async def stream(self, *ranges: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
+            if ranges == ((0, ALONG),):
                 await trio.lowlevel.checkpoint()
                 raise SourceUnavailableError("not this")
-            async with super().stream(where) as pieces:
+            async with super().stream(*ranges) as pieces:
                 yield pieces
 
     data = WithoutBeginning(blob().data)

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from lazyfs.layer.prefetch import Progress, fetch_batches
-from lazyfs.profile.batches import Batch, plan_batches
+from lazyfs.layer.prefetch import Progress, fetch_planned
+from lazyfs.profile.batches import Plan
 from lazyfs.profile.document import BLOCK_BYTES, BlockRun
 from tests.support import layer_builder as build
 from tests.support.layer_builder import Layer
@@ -40,12 +40,12 @@ def layer() -> Layer:
     return build.seekable(noise(COUNT * CHUNK), CHUNK)
 
 
-def batches_of(found: Opened, named: Sequence[int]) -> list[Batch]:
-    """Those of a profile that names some chunks."""
+def planned(found: Opened, named: Sequence[int]) -> Plan:
+    """That of a profile that names some chunks."""
     chunks = found.opened.chunks
     assert chunks is not None
     runs = [BlockRun(0, chunk * BLOCKS, BLOCKS) for chunk in named]
-    return plan_batches(runs, {0: (chunks.table, chunks.image_size_bytes)})[0]
+    return Plan(runs, {0: (chunks.table, chunks.image_size_bytes)})
 
 
 async def seconds(
@@ -54,10 +54,10 @@ async def seconds(
     """How long a reader takes for chunks, while those that a profile names are fetched."""
     async with rigged() as rig:
         found, _ = await open_on_line(rig, layer, *line)
-        batches = batches_of(found, named)
+        plan = planned(found, named)
         found.reader.announce(set(named))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(fetch_batches, batches, {0: found.reader}, Progress())
+            nursery.start_soon(fetch_planned, plan, {0: found.reader}, Progress())
             began_s = trio.current_time()
             for chunk in chunks:
                 await found.expect(chunk * CHUNK, READ)
@@ -96,10 +96,10 @@ async def test_what_was_held_back_comes_when_readers_are_content(
 ):
     async with rigged() as rig:
         found, _ = await open_on_line(rig, layer, 5, 10)
-        batches = batches_of(found, NAMED)
+        plan = planned(found, NAMED)
         progress = Progress()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(fetch_batches, batches, {0: found.reader}, progress)
+            nursery.start_soon(fetch_planned, plan, {0: found.reader}, progress)
             for chunk in OTHERS:
                 await found.expect(chunk * CHUNK, READ)
             assert progress.here_bytes < progress.wanted_bytes / 2

@@ -14,7 +14,7 @@ import lazyfs.mount.startup
 import lazyfs.profile.batches
 from lazyfs.documents import Documents, KeptSource
 from lazyfs.errors import ProfileError
-from lazyfs.layer.prefetch import fetch_batches
+from lazyfs.layer.prefetch import fetch_planned
 from lazyfs.mount.assemble import open_image
 from lazyfs.mount.mountedimage import MountedImage
 from lazyfs.mount.options import MountOptions
@@ -125,22 +125,40 @@ async def test_the_newest_profile_is_found_and_what_it_names_is_fetched(
         assert (await cached(opened))[0] in (3, 4), "these, and the front, which is needed to mount"
 
 
+async def test_what_lies_apart_comes_by_one_request_of_a_registry(
+    layout: str, tmp_path: Path, options: MountOptions
+):
+    with running_registry(tmp_path / "registry") as server:
+        name = f"{server.host}/app:lazy"
+        await copy(layout, name)
+        async with open_image(name, replace(options, prefetch="none")) as opened:
+            before = (await status(opened))["totals"]
+        apart = [BlockRun(0, number * BLOCKS_IN_CHUNK, 1) for number in (17, 3, 11, 7, 14, 5)]
+        await push(name, await profile_of(name, *apart), "2026-01-02T00:00:00Z")
+        folder = replace(options, cache_dir=tmp_path / "another")
+        async with started(name, folder) as (opened, profile):
+            assert profile["here_bytes"] == profile["wanted_bytes"] > 6 * CHUNK * 0.99
+            totals = (await status(opened))["totals"]
+        assert totals["requests"] - before["requests"] in (1, 2), "chunks, perhaps hash blocks"
+        assert totals["fetched_bytes"] - before["fetched_bytes"] >= profile["here_bytes"]
+
+
 async def test_nothing_is_read_ahead_from_what_a_profile_brings(
     name: str, options: MountOptions, monkeypatch
 ):
     aheads, expected = [], []
 
-    async def observed(batches, readers, progress) -> None:
+    async def observed(plan, readers, progress) -> None:
         aheads.append(readers[0].ahead)
         expected.append(set(readers[0].ahead.coming))
-        await fetch_batches(batches, readers, progress)
+        await fetch_planned(plan, readers, progress)
 
     await push(
         name,
         await profile_of(name, BlockRun(0, 8 * BLOCKS_IN_CHUNK, 3 * BLOCKS_IN_CHUNK)),
         "2026-01-02T00:00:00Z",
     )
-    monkeypatch.setattr(lazyfs.mount.startup, "fetch_batches", observed)
+    monkeypatch.setattr(lazyfs.mount.startup, "fetch_planned", observed)
     async with started(name, options):
         assert [set(ahead.coming) for ahead in aheads] == [set()]
     assert expected == [{8, 9, 10}]

@@ -1,7 +1,7 @@
 """A blob somewhere else, in memory: logs what is asked for, and fails as it is told to."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 import trio
 
@@ -18,7 +18,12 @@ class BlobSimulator:
         self.data = data
         self.origin = origin
         self.requests: list[ByteRange] = []
-        """What was asked for, in order."""
+        """What was asked for, in order; of several ranges by one request each."""
+        self.ranges_at_once = 1
+        self.together: list[int] = []
+        """Ranges of each request."""
+        self.sends_several = True
+        """Whether a request for more than one range is answered."""
         self.cancelled = 0
         """Requests that were given up by who asked."""
         self.down = False
@@ -78,16 +83,21 @@ class BlobSimulator:
         return self.origin
 
     @asynccontextmanager
-    async def stream(self, where: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
-        assert where.offset >= 0
-        assert where.length >= 0
-        assert where.end <= len(self.data), "asked for more than there is"
-        self.requests.append(where)
+    async def stream(self, *ranges: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
+        assert 1 <= len(ranges) <= self.ranges_at_once
+        for where in ranges:
+            assert where.offset >= 0
+            assert where.length >= 0
+            assert where.end <= len(self.data), "asked for more than there is"
+        self.together.append(len(ranges))
+        self.requests += ranges
         try:
             await trio.lowlevel.checkpoint()
             if self.down:
                 raise SourceUnavailableError(f"{self.origin}: connection refused")
-            pieces = self._pieces(where, len(self.requests))
+            if len(ranges) > 1 and not self.sends_several:
+                raise SourceUnavailableError(f"{self.origin}: one range only")
+            pieces = self._ranges(ranges, len(self.requests))
             try:
                 yield pieces
             finally:
@@ -95,6 +105,12 @@ class BlobSimulator:
         except trio.Cancelled:
             self.cancelled += 1
             raise
+
+    async def _ranges(self, ranges: Sequence[ByteRange], number: int):
+        for where in ranges:
+            async with aclosing(self._pieces(where, number)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def _pieces(self, where: ByteRange, number: int):
         sent = bytearray(self.data[where.offset : where.end])

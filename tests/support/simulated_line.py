@@ -4,7 +4,7 @@ Use it with trio's ``autojump_clock`` and ``tests.support.tick_registry.threads_
 ``trio.current_time()`` says how long it would take if this machine took no time at all.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -55,23 +55,25 @@ class BlobOnLine(BlobSimulator):
         self.line = line
 
     @asynccontextmanager
-    async def stream(self, where: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
-        self.requests.append(where)
+    async def stream(self, *ranges: ByteRange) -> AsyncIterator[AsyncIterator[bytes]]:
+        self.together.append(len(ranges))
+        self.requests += ranges
         async with self.line.connection():
             await trio.sleep(self.line.rtt_s)
             if self.down:
                 raise SourceUnavailableError(f"{self.origin}: down")
-            pieces = self._over_line(where)
+            pieces = self._over_line(ranges)
             try:
                 yield pieces
             finally:
                 await pieces.aclose()
 
-    async def _over_line(self, where: ByteRange):
-        for start in range(where.offset, where.end, PIECE_BYTES):
-            stop = min(start + PIECE_BYTES, where.end)
-            await self.line.carry(stop - start)
-            yield self.data[start:stop]
+    async def _over_line(self, ranges: Sequence[ByteRange]):
+        for where in ranges:
+            for start in range(where.offset, where.end, PIECE_BYTES):
+                stop = min(start + PIECE_BYTES, where.end)
+                await self.line.carry(stop - start)
+                yield self.data[start:stop]
 
 
 async def open_on_line(
