@@ -295,7 +295,7 @@ async def test_whom_to_blame_for_a_range_of_two_hosts(tmp_path, autojump_clock):
 
 
 async def test_who_gave_what_is_remembered_up_to_one_limit_for_all_blobs(monkeypatch):
-    monkeypatch.setattr(client, "REMEMBERED_ANSWERS", 5)
+    monkeypatch.setattr(client, "REMEMBERED_RANGES", 5)
     before = _remembered()
     async with (
         serving(FakeRegistry([DATA, OTHER])) as registry,
