@@ -18,9 +18,8 @@ from lazyfs.layer.prefetch import fetch_planned
 from lazyfs.mount.assemble import open_image
 from lazyfs.mount.mountedimage import MountedImage
 from lazyfs.mount.options import MountOptions
-from lazyfs.profile.document import BlockRun, Profile, encode_profile
-from lazyfs.pushedprofile import check_profile, fetch_profile, find_profile, push_profile
-from lazyfs.resolve import ResolvedImage, resolve_image
+from lazyfs.profile.document import BlockRun, encode_profile
+from lazyfs.pushedprofile import fetch_profile, find_profile
 from registry.digest import Digest
 from registry.interfaces import ReferrerDestination
 from registry.manifest import describe
@@ -31,6 +30,7 @@ from tests.support.image_copy import copy_image
 from tests.support.layer_builder import Verity, erofs_image, file
 from tests.support.layer_layouts import write_image
 from tests.support.layer_rig import noise
+from tests.support.profiles import profile_of, push, resolved_at
 from tests.support.registry_server import running_registry
 
 CHUNK = 65536
@@ -66,24 +66,6 @@ def name(request: pytest.FixtureRequest, layout: str, tmp_path: Path) -> Iterato
 async def copy(source: str, target: str) -> None:
     async with open_source(source) as image, open_destination(target) as destination:
         await copy_image(image, destination)
-
-
-async def resolved_at(name: str) -> ResolvedImage:
-    async with open_source(name) as source:
-        return await resolve_image(source, None)
-
-
-async def profile_of(name: str, *blocks: BlockRun) -> Profile:
-    resolved = await resolved_at(name)
-    layers = tuple(str(layer.digest) for layer in resolved.manifest.layers)
-    return Profile(str(resolved.descriptor.digest), layers, 1, blocks, ())
-
-
-async def push(name: str, profile: Profile, created: str) -> None:
-    resolved = await resolved_at(name)
-    check_profile(profile, resolved)
-    async with open_destination(name) as destination:
-        await push_profile(destination, profile, resolved.descriptor, created)
 
 
 async def status(opened: MountedImage) -> dict:

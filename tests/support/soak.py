@@ -23,11 +23,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import trio
+
 from lazyfs.mount import roles
-from tests.support.converted import push
+from lazyfs.profile.document import BLOCK_BYTES, BlockRun
+from tests.support.converted import push as push_image
 from tests.support.faulty_proxy import FaultyProxy, faulty_proxy
 from tests.support.lazy_mounts import LazyMount, convert, mounted
 from tests.support.mounting import kill, process_of
+from tests.support.profiles import profile_of, push
 from tests.support.registry_server import running_registry
 from tests.support.soak_reader import STUCK_S, Seen, together
 from tests.support.survival import open_files
@@ -38,6 +42,8 @@ PROCESSES = 8
 FILES_PER_MIB = 4
 LARGEST_BYTES = 6 << 20
 CHUNK_SIZE = "256KiB"
+PROFILED_PLACES = 150
+"""Of a chunk each: an eighth of the image, more than half of the cache."""
 TIMEOUT_S = 10
 SLACK_S = 2
 """What the handlers add to the timeout (``lazyfs.fuse.operations.DEADLINE_SLACK_S``)."""
@@ -289,11 +295,23 @@ def soak(folder: Path, *, seconds: float, readers: int, image_mib: int, seed: in
     write_layout(folder / "layout", "tar", layers, compress=False)
     del files, layers
     with running_registry(folder / "registry") as registry:
-        push(folder / "layout", "tar", f"{registry.host}/soak:tar")
+        push_image(folder / "layout", "tar", f"{registry.host}/soak:tar")
         options = ("--chunk-size", CHUNK_SIZE)
         convert(f"{registry.host}/soak:tar", f"{registry.host}/soak:lazy", *options)
+        trio.run(push_scattered, f"{registry.host}/soak:lazy", image_bytes, seed)
         with faulty_proxy(registry.host, seed=seed) as proxy:
             return _soak(folder, proxy, seconds, readers, image_bytes, cache_bytes, seed)
+
+
+async def push_scattered(name: str, image_bytes: int, seed: int) -> None:
+    """A profile of single blocks all over both layers, so that places come together that lie apart.
+
+    Each daemon fetches what it names while readers want something else.
+    """
+    chance = random.Random(seed)
+    blocks = image_bytes // 2 // BLOCK_BYTES
+    runs = (BlockRun(n % 2, chance.randrange(blocks), 1) for n in range(PROFILED_PLACES))
+    await push(name, await profile_of(name, *runs), "2026-01-01T00:00:00Z")
 
 
 def _soak(
