@@ -2,6 +2,8 @@
 
 source.py    a blob somewhere else (registry, file) -> unverified bytes
 chunks.py    chunks by the store or by merged range requests; frames checked on arrival
+fetcher.py   what the store lacks is fetched, once; runs.py: which pieces by one request (pure)
+outages.py   what is told of pieces that cannot be had
 hashes.py    the dm-verity tree, fetched lazily and proven top down
 pages.py     small bounded memory of proven bytes (metadata)
 seekable.py  the three above -> VerifiedReader
