@@ -310,7 +310,8 @@ async def push_scattered(name: str, image_bytes: int, seed: int) -> None:
     """
     chance = random.Random(seed)
     blocks = image_bytes // 2 // BLOCK_BYTES
-    runs = (BlockRun(n % 2, chance.randrange(blocks), 1) for n in range(PROFILED_PLACES))
+    places = chance.sample(range(2 * blocks), PROFILED_PLACES)
+    runs = [BlockRun(place % 2, place // 2, 1) for place in places]
     await push(name, await profile_of(name, *runs), "2026-01-01T00:00:00Z")
 
 
