@@ -1,4 +1,4 @@
-"""What is told of a layer's pieces that cannot be had, or are wrong: once, until it is news."""
+"""What is told of a layer's pieces that are wrong or cannot be had; of an outage once."""
 
 import logging
 
