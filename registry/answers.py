@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from registry.byteranges import Parts
+from registry.byteranges import Parts, delimiter_of
 from registry.endpoint import refuse_page
 from registry.errors import ContentError, OneRangeError, TransportError
 from registry.manifest import Descriptor
@@ -57,8 +57,9 @@ def check_head(response: httpx.Response, wanted: Wanted) -> None:
     """
     size_bytes = wanted.blob.size_bytes
     if wanted.are_several:
-        if response.status_code != PARTIAL or not Parts.are_in(response.headers):
+        if response.status_code != PARTIAL:
             raise OneRangeError(f"{wanted.what}: not several ranges by one answer")
+        delimiter_of(response.headers, wanted.what)
         return
     refuse_page(response, wanted.blob.media_type)
     if response.status_code == PARTIAL:

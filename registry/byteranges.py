@@ -20,6 +20,18 @@ _MULTIPART = re.compile(
 _END_OF_HEAD = b"\r\n\r\n"
 
 
+def delimiter_of(headers: Mapping[str, str], what: str) -> bytes:
+    """What stands before each range of an answer with these headers.
+
+    Raises:
+        OneRangeError: they announce something else than several ranges.
+    """
+    match = _MULTIPART.fullmatch(headers.get("content-type", ""))
+    if not match:
+        raise OneRangeError(f"{what}: not several ranges by one answer")
+    return b"--" + match[2].encode()
+
+
 class Parts:
     """Takes the ranges out of such a body, as it comes."""
 
@@ -31,10 +43,7 @@ class Parts:
         Raises:
             OneRangeError: ``headers`` announce something else.
         """
-        match = _MULTIPART.fullmatch(headers.get("content-type", ""))
-        if not match:
-            raise OneRangeError(f"{what}: not several ranges by one answer")
-        self._delimiter = b"--" + match[2].encode()
+        self._delimiter = delimiter_of(headers, what)
         self._ranges = iter(ranges)
         self._next: Range | None = next(self._ranges)
         self._size_bytes = size_bytes
@@ -42,11 +51,6 @@ class Parts:
         self._head = bytearray()
         self._missing = 0
         """Bytes of the part that has begun."""
-
-    @staticmethod
-    def are_in(headers: Mapping[str, str]) -> bool:
-        """Whether an answer with these headers has several ranges."""
-        return _MULTIPART.fullmatch(headers.get("content-type", "")) is not None
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The bytes of ranges that are in the next bytes of the body; none is empty.

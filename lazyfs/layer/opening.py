@@ -122,19 +122,20 @@ class OpeningSource:
         Raises:
             SourceUnavailableError: on opening or while reading.
         """
-        there = []
-        rest = list(ranges)
-        while rest and (data := self._beginning[rest[0].offset : rest[0].end]):
-            there.append(data)
-            where = rest.pop(0)
+        there = b""
+        rest: tuple[ByteRange, ...] = ()
+        for number, where in enumerate(ranges, 1):
+            data = self._beginning[where.offset : where.end]
+            there += data
             if len(data) < where.length:
-                rest.insert(0, ByteRange(where.offset + len(data), where.length - len(data)))
+                missing = ByteRange(where.offset + len(data), where.length - len(data))
+                rest = (missing, *ranges[number:])
                 break
         if not there:
             async with self._source.stream(*ranges) as pieces:
                 yield pieces
             return
-        async with aclosing(self._from(b"".join(there), rest)) as joined:
+        async with aclosing(self._from(there, rest)) as joined:
             yield joined
 
     async def _from(self, there: bytes, rest: Sequence[ByteRange]) -> AsyncGenerator[bytes, None]:

@@ -165,7 +165,7 @@ def _expected(plan: Plan, readers: Mapping[int, PagedReader]) -> Iterator[None]:
     """
     try:
         for number, reader in readers.items():
-            reader.announce(plan.chunks(number))
+            reader.announce(plan.chunks[number])
         yield
     finally:
         for reader in readers.values():

@@ -71,20 +71,19 @@ class Plan:
         self.blob_bytes = 0
         """Of all chunks."""
         limited = False
-        self._chunks: list[tuple[int, int]] = []
+        self._order: list[tuple[int, int]] = []
+        self.chunks: Mapping[int, set[int]] = {layer: set() for layer in layers}
+        """The same by layer."""
         wanted, outside = _named(blocks, layers)
         for layer, index in wanted:
             length = layers[layer][0].frame(index).length
             if self.blob_bytes + length > LIMIT_BYTES:
                 limited = True
                 break
-            self._chunks.append((layer, index))
+            self._order.append((layer, index))
+            self.chunks[layer].add(index)
             self.blob_bytes += length
         self.dropped = Dropped(outside, limited)
-
-    def chunks(self, layer: int) -> set[int]:
-        """Those of a layer."""
-        return {index for number, index in self._chunks if number == layer}
 
     def batches(self, places: Callable[[], int]) -> Iterator[Batch]:
         """Portions to ask for one after the other.
@@ -94,7 +93,7 @@ class Plan:
                 portion is taken; 1: each by its own. Then there are few in a portion, and the
                 order suffers: neighbours come together.
         """
-        rest = deque(self._chunks)
+        rest = deque(self._order)
         limit = FIRST_BATCH_BYTES
         while rest:
             apart = places()

@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-import trio
 
 from registry.digest import Digest
 from registry.errors import ContentError, NotFoundError, OneRangeError, RegistryError
@@ -183,4 +182,3 @@ async def test_ranges_outside_of_the_blob_are_not_asked_for():
         with pytest.raises(ContentError, match="not inside"):
             reader.stream(0, 5, (len(DATA), 1))
         assert registry.content() == []
-        await trio.lowlevel.checkpoint()

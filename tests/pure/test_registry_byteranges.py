@@ -74,14 +74,14 @@ def test_ways_to_write_a_boundary(content_type: str) -> None:
 @pytest.mark.parametrize(
     "content_type",
     [
-        *(
-            "",
-            "application/octet-stream",
-            "multipart/byteranges",
-            "multipart/form-data; boundary=b",
-        ),
-        *("multipart/byteranges; boundary=", f"multipart/byteranges; boundary={'b' * 71}"),
-        *('multipart/byteranges; boundary="b', "multipart/byteranges; boundary=b\r\nX: y"),
+        "",
+        "application/octet-stream",
+        "multipart/byteranges",
+        "multipart/form-data; boundary=b",
+        "multipart/byteranges; boundary=",
+        f"multipart/byteranges; boundary={'b' * 71}",
+        'multipart/byteranges; boundary="b',
+        "multipart/byteranges; boundary=b\r\nX: y",
     ],
 )
 def test_other_bodies_are_refused_before_they_are_read(content_type: str) -> None:
